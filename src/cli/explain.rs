@@ -1,0 +1,254 @@
+//! `explain`: what a policy makes of one callback, and why, without sending anything.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde_json::{Value as Json, json};
+
+use super::args::Explain;
+use super::check::Format;
+use crate::callback::rejection::Rejection;
+use crate::callback::subject::Subject;
+use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
+use crate::cause::Cause;
+use crate::policy::{Answer, AnsweredBy, Decision, Mode, Override, Plan, Policy, duration};
+use crate::reply::Reply;
+use crate::source::{compile, compile_override};
+use crate::verdict::Verdict;
+
+/// Explains, and gives the exit code: 0 where the callback would be accepted, 1 where it would be rejected or a file is
+/// no good.
+pub fn run(config: &Explain, stdin: &mut dyn Read, out: &mut dyn Write, now: SystemTime) -> u8 {
+    let explained = match explained(config, stdin, now) {
+        Ok(explained) => explained,
+        Err(problems) => {
+            super::complain(&problems);
+            return super::PROBLEM;
+        }
+    };
+    let text = match config.format {
+        Format::Json => format!("{:#}\n", explained.json),
+        Format::Text => explained.text,
+    };
+    u8::from(out.write_all(text.as_bytes()).is_err() || explained.rejected)
+}
+
+/// The same in both forms.
+struct Explained {
+    text: String,
+    json: Json,
+    rejected: bool,
+}
+
+fn explained(config: &Explain, stdin: &mut dyn Read, now: SystemTime) -> Result<Explained, Vec<String>> {
+    let mut problems = Vec::new();
+    let mut note = |flag: &str, problem: String| {
+        problems.extend(problem.lines().map(|line| format!("{flag}: {line}")));
+    };
+    let policy = match &config.policy {
+        Some(path) => read(path, stdin).and_then(|text| compile(&text)).map(|(policy, _)| policy),
+        None => Ok(Policy::builtin()),
+    };
+    let policy = policy.map_err(|problem| note("--policy", problem)).ok();
+    let over = match &config.over {
+        Some(path) => read(path, stdin).and_then(|text| compile_override(&text)).map(|(over, _)| over),
+        None => Ok(None),
+    };
+    let over = over.map_err(|problem| note("--override", problem)).ok();
+    let body = read(&config.callback, stdin).map_err(|problem| note("--callback", problem)).ok();
+    let (Some(policy), Some(over), Some(body)) = (policy, over, body) else { return Err(problems) };
+    let raw = request(&body).map_err(|problem| vec![format!("--callback: {problem}")])?;
+    Ok(match Callback::parse(raw, policy.validation(), || "made-up".to_owned()) {
+        Ok(callback) => accepted(&policy, over.as_ref(), &callback, now),
+        Err((_, rejection)) => rejected(&policy, &rejection),
+    })
+}
+
+fn read(path: &Path, stdin: &mut dyn Read) -> Result<String, String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        return stdin
+            .read_to_string(&mut text)
+            .map(|_| text)
+            .map_err(|error| format!("standard input: {error}"));
+    }
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// The request that OpenIM would make of a body: the command in the URL, the operation ID in the header.
+fn request(body: &str) -> Result<RawRequest, String> {
+    let parsed: Json = serde_json::from_str(body).unwrap_or_default();
+    let command = parsed["callbackCommand"].as_str().unwrap_or("callbackOfThisFile");
+    let mut request = http::Request::post(format!("/{command}"));
+    // The header is OpenIM's context, and there always; a body may lack it or hold an empty one.
+    let id = parsed["operationID"].as_str().filter(|id| !id.is_empty()).unwrap_or("explained");
+    request = request.header("operationID", id);
+    let request = request.body(()).map_err(|error| format!("callbackCommand or operationID: {error}"))?;
+    Ok(RawRequest { head: request.into_parts().0, body: Bytes::from(body.trim_end().to_owned()) })
+}
+
+fn rejected(policy: &Policy, rejection: &Rejection) -> Explained {
+    let reply = Reply::rejection(rejection, policy.validation().on_rejection, false);
+    let verdict = verdict_words(reply.verdict());
+    let observed = policy.mode() == Mode::Observe && rejection.may_be_observed();
+    let mut text = format!("rejected, cause {}: {rejection}\n", rejection.label().label());
+    let tail = if observed {
+        "mode Observe: it is forwarded all the same\n".to_owned()
+    } else {
+        format!("answered with HTTP {} and {verdict}; the app is not asked\n", reply.status().as_u16())
+    };
+    text.push_str(&tail);
+    let json = json!({
+        "rejected": { "cause": rejection.label().label(), "reason": rejection.to_string(), "status": reply.status().as_u16() },
+        "answer": verdict_json(reply.verdict()),
+        "forwarded": observed,
+    });
+    Explained { text, json, rejected: !observed }
+}
+
+fn accepted(policy: &Policy, over: Option<&Override>, callback: &Callback, now: SystemTime) -> Explained {
+    let subject = callback.subject();
+    let mut text = String::new();
+    let id: String = callback.operation_id().text.chars().take(SHOWN_OPERATION_ID).collect();
+    let _ =
+        writeln!(text, "callback   {} ({:?}), operationID {id}", subject.canonical_name(), subject.phase());
+    if let Some(wrong) = callback.wrong_type() {
+        let _ =
+            writeln!(text, "finding    field-type: {} should be {}", wrong.field, wrong.expected.json_type());
+    }
+    let mut json = json!({
+        "command": subject.canonical_name(),
+        "phase": format!("{:?}", subject.phase()),
+        "mode": policy.mode().label(),
+    });
+    match policy.decide(&subject, over, now) {
+        Decision::Answer { answer, by } => {
+            let (who, name) = match by {
+                AnsweredBy::Rule(rule) => {
+                    passed_over(policy, &subject, &rule.name, &mut text, &mut json);
+                    ("rule", rule.name.to_string())
+                }
+                AnsweredBy::Override(over) => ("override", over.reason().to_owned()),
+            };
+            let _ =
+                writeln!(text, "{who:<10} {name:?} answers: {}; the app is not asked", answer_words(answer));
+            json["answeredBy"] = json!({ "kind": who, "name": name });
+            json["answer"] = answer_json(answer);
+        }
+        Decision::Ask(plan) => asks(policy, &subject, &plan, &mut text, &mut json),
+    }
+    Explained { text, json, rejected: false }
+}
+
+/// The rules above the one that matched, each with the first key that did not fit.
+fn passed_over(policy: &Policy, subject: &Subject<'_>, matched: &str, text: &mut String, json: &mut Json) {
+    let mut rows = Vec::new();
+    for rule in policy.rules().iter().take_while(|rule| &*rule.name != matched) {
+        let Some((key, wanted)) = rule.misfit(subject) else { continue };
+        let found = found(subject, key);
+        let _ = writeln!(
+            text,
+            "passed     {:?}: match.{key} wants {wanted}, the callback has {found}",
+            rule.name
+        );
+        rows.push(json!({ "rule": &*rule.name, "key": key, "wanted": wanted, "found": found }));
+    }
+    json["passedOver"] = Json::Array(rows);
+}
+
+/// What a callback holds under a key of `match`.
+fn found(subject: &Subject<'_>, key: &str) -> Json {
+    match key {
+        "commands" => json!(subject.name),
+        "phase" => json!(format!("{:?}", subject.phase())),
+        "contentTypes" => json!(subject.content_type),
+        "sessionTypes" => json!(subject.session_type),
+        "platformIDs" => subject.platform_ids.iter().flatten().copied().collect(),
+        "sendIDs" => json!(subject.send_id),
+        "recvIDs" => json!(subject.recv_id),
+        _ => json!(subject.group_id),
+    }
+}
+
+fn asks(policy: &Policy, subject: &Subject<'_>, plan: &Plan<'_>, text: &mut String, json: &mut Json) {
+    passed_over(policy, subject, &plan.rule.name, text, json);
+    let _ = writeln!(text, "rule       {:?}", plan.rule.name);
+    if plan.observe {
+        text.push_str("mode       Observe: what the app says travels on as it is\n");
+    }
+    if let Some(answer) = plan.would_answer {
+        let _ = writeln!(text, "           would answer {} by itself in mode Enforce", answer_words(answer));
+    }
+    if let Some(over) = plan.over {
+        let _ = writeln!(text, "override   until {}: {:?}", over.until_text(), over.reason());
+    }
+    let left = policy.caller_timeout().saturating_sub(plan.timeout);
+    let _ = writeln!(
+        text,
+        "deadline   {} after the request's head ({} before OpenIM gives up)",
+        duration::display(plan.timeout),
+        duration::display(left)
+    );
+    if let Some(limit) = plan.max_in_flight() {
+        let _ = writeln!(text, "in flight  at most {limit} of this rule");
+    }
+    if let Some(breaker) = plan.breaker() {
+        let _ = writeln!(
+            text,
+            "breaker    trips at {} of at least {} callbacks in {}, for {}",
+            breaker.failure_rate,
+            breaker.minimum_callbacks,
+            duration::display(breaker.window),
+            duration::display(breaker.open_for)
+        );
+    }
+    text.push_str("answers    when the app does not:\n");
+    let mut fallbacks = serde_json::Map::new();
+    for cause in Cause::ALL {
+        let answer = plan.fallback(cause);
+        let _ = writeln!(text, "           {:<15} {}", cause.label(), answer_words(answer));
+        fallbacks.insert(cause.label().to_owned(), answer_json(answer));
+    }
+    json["rule"] = json!(&*plan.rule.name);
+    json["deadlineMs"] = json!(milliseconds(plan.timeout));
+    json["override"] = json!(plan.over.map(Override::reason));
+    json["fallbacks"] = Json::Object(fallbacks);
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn answer_words(answer: Answer<'_>) -> String {
+    match answer {
+        Answer::Allow => "allow".to_owned(),
+        Answer::Deny(deny) => format!("deny {} {:?}", deny.code, deny.message),
+    }
+}
+
+fn answer_json(answer: Answer<'_>) -> Json {
+    match answer {
+        Answer::Allow => json!({ "verdict": "allow" }),
+        Answer::Deny(deny) => {
+            json!({ "verdict": "deny", "errCode": deny.code, "errMsg": deny.message, "errDlt": deny.detail })
+        }
+    }
+}
+
+fn verdict_words(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Allow => "an allow".to_owned(),
+        Verdict::Deny { code } => format!("a refusal ({code})"),
+    }
+}
+
+fn verdict_json(verdict: Verdict) -> Json {
+    match verdict {
+        Verdict::Allow => json!({ "verdict": "allow" }),
+        Verdict::Deny { code } => json!({ "verdict": "deny", "errCode": code }),
+    }
+}

@@ -1,0 +1,478 @@
+//! `proxy`: load and bind everything, serve, and end in the order in which nothing is lost.
+//!
+//! The main thread runs admin, reloading and the end; each worker has a thread and a runtime of its own.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{error, info, warn};
+
+use super::args::{self, ADMIN_PORT, LISTEN_PORT, TlsSource};
+use crate::admin::Admin;
+use crate::basic_auth::{self, BasicAuth};
+use crate::drain::{self, Drain, Stage};
+use crate::files::Fingerprint;
+use crate::held::Held;
+use crate::log;
+use crate::metrics::Metrics;
+use crate::proxy::{Config, Proxy, Shared};
+use crate::ready::{Latch, Readiness};
+use crate::server::{Bound, Limits, Server};
+use crate::source::{self, Publisher};
+use crate::status::Recent;
+use crate::tls::{self, SelfSigned, Tls};
+
+/// How much earlier than the pod's grace period the end is over: time for the exit itself.
+const BEFORE_THE_KILL: Duration = Duration::from_secs(1);
+
+/// How long callbacks that were cut short have to be written out.
+const LAST_WRITES: Duration = Duration::from_millis(500);
+
+/// How often the end looks whether it is over.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Runs the proxy to its end and gives the exit code.
+pub fn run(config: args::Proxy) -> u8 {
+    let started = Instant::now();
+    // kube's client takes the process's; everything else is handed its own.
+    let _ = tls::provider().as_ref().clone().install_default();
+    let queue = log::Queue::start(std::io::stdout());
+    log::install(&queue, config.log_level, config.log_format);
+    let code = match Loaded::new(&config, &queue, started) {
+        Ok(loaded) => loaded.serve(&config),
+        Err(problems) => {
+            super::complain(&problems);
+            super::PROBLEM
+        }
+    };
+    queue.flush();
+    code
+}
+
+/// Everything that can be wrong at the start, done: files read, ports bound.
+struct Loaded {
+    started: Instant,
+    log: log::Queue,
+    metrics: Arc<Metrics>,
+    tls: Tls,
+    tls_reloader: Option<tls::Reloader>,
+    auth: Option<BasicAuth>,
+    auth_reloader: Option<basic_auth::Reloader>,
+    publisher: Publisher,
+    in_force: tokio::sync::watch::Receiver<Arc<crate::in_force::InForce>>,
+    policy_seen: [Option<Fingerprint>; 2],
+    listener: Bound,
+    admin: Bound,
+}
+
+impl Loaded {
+    /// Loads and binds, and reports all that is wrong together.
+    fn new(config: &args::Proxy, log: &log::Queue, started: Instant) -> Result<Loaded, Vec<String>> {
+        let mut problems = Vec::new();
+        let metrics = Arc::new(Metrics::new(log.dropped()));
+        let tls = note(&mut problems, load_tls(config));
+        let auth = config.basic_auth_file.clone().map(basic_auth::open).transpose();
+        let auth = note(&mut problems, auth.map_err(|error| error.to_string()));
+        let (publisher, in_force) = Publisher::new(Arc::clone(&metrics));
+        let seen = |path: &Option<_>| path.as_ref().map(|path| Fingerprint::of(std::slice::from_ref(path)));
+        let policy_seen = [seen(&config.policy_file), seen(&config.override_file)];
+        let _ = note(&mut problems, load_policy(config, &publisher));
+        let listener = note(&mut problems, bind("--listen", config.listen, LISTEN_PORT, config.workers));
+        let admin = note(&mut problems, bind("--admin-listen", config.admin_listen, ADMIN_PORT, 1));
+        let (Some((tls, tls_reloader)), Some(auth), Some(listener), Some(admin)) =
+            (tls, auth, listener, admin)
+        else {
+            return Err(problems);
+        };
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let (auth, auth_reloader) = auth.unzip();
+        let log = log.clone();
+        Ok(Loaded {
+            started,
+            log,
+            metrics,
+            tls,
+            tls_reloader,
+            auth,
+            auth_reloader,
+            publisher,
+            in_force,
+            policy_seen,
+            listener,
+            admin,
+        })
+    }
+
+    fn serve(self, config: &args::Proxy) -> u8 {
+        count_panics(&self.metrics);
+        self.metrics.certificate(not_after(&self.tls));
+        let (drain, watch) = Drain::new(Instant::now());
+        let readiness = Readiness::default();
+        let (listen, admin_listen) = (self.listener.address(), self.admin.address());
+        let shared = Arc::new(Shared {
+            config: proxy_config(config),
+            in_force: self.in_force,
+            auth: self.auth,
+            metrics: Arc::clone(&self.metrics),
+            log: self.log,
+            held: Held::new(config.max_held),
+            in_flight: Arc::new(AtomicUsize::new(0)),
+            recent: Recent::default(),
+        });
+        let drain = Arc::new(drain);
+        let admin = Admin {
+            policy: self.publisher.clone(),
+            metrics: Arc::clone(&self.metrics),
+            readiness: readiness.clone(),
+            drain: Arc::clone(&drain),
+            recent: shared.recent.clone(),
+            held: shared.held.clone(),
+            tls: self.tls.clone(),
+            upstream: config.upstream.to_string(),
+            started: self.started,
+        };
+        let workers = Workers {
+            shared,
+            tls: self.tls.clone(),
+            limits: limits(config),
+            connections: Arc::new(Semaphore::new(config.max_connections)),
+            drain: watch,
+            accepting: Arc::new(AtomicUsize::new(config.workers)),
+        };
+        let (dead, died) = mpsc::unbounded_channel();
+        for socket in self.listener.into_sockets() {
+            workers.start(socket, readiness.latch("listener"), dead.clone());
+        }
+        local_runtime().block_on(async {
+            let admin_socket = self.admin.into_sockets().pop().expect("a listener has a socket");
+            let opened = tokio::net::TcpListener::from_std(admin_socket)
+                .and_then(|listener| Signals::new().map(|signals| (listener, signals)));
+            let (listener, signals) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    error!(%error, "Neither the admin port can be served nor signals be received");
+                    return super::PROBLEM;
+                }
+            };
+            tokio::task::spawn_local(Rc::new(admin).serve(listener));
+            follow(config, self.publisher, self.policy_seen);
+            reload(self.tls_reloader, self.auth_reloader, &self.tls, &self.metrics);
+            info!(
+                version = env!("CARGO_PKG_VERSION"),
+                listen.addr = %listen,
+                admin.addr = %admin_listen,
+                upstream.addr = %config.upstream,
+                "Listening"
+            );
+            live(signals, died, &drain, &self.metrics, &workers.accepting, config).await
+        })
+    }
+}
+
+/// Waits for the signal, and then for the end. Gives the exit code.
+async fn live(
+    mut signals: Signals,
+    mut died: mpsc::UnboundedReceiver<()>,
+    drain: &Drain,
+    metrics: &Metrics,
+    accepting: &AtomicUsize,
+    config: &args::Proxy,
+) -> u8 {
+    tokio::select! {
+        signal = signals.next() => info!(signal, "Ending"),
+        _ = died.recv() => {
+            error!("A worker has died: this is a bug");
+            return super::PROBLEM;
+        }
+    }
+    tokio::select! {
+        () = end(drain, metrics, accepting, config) => {
+            info!("Everything is answered");
+            0
+        }
+        _ = signals.next() => {
+            warn!("A second signal: ending at once");
+            super::PROBLEM
+        }
+    }
+}
+
+/// Goes through the stages of the end, each as long as it needs and no longer than it may.
+async fn end(drain: &Drain, metrics: &Metrics, accepting: &AtomicUsize, config: &args::Proxy) {
+    let watch = drain.watch();
+    let signalled = Instant::now();
+    // Told before the signal that the pod is ending: the pod's clock has been running since then.
+    let since = if watch.stage() == Stage::Leaving { watch.since() } else { signalled };
+    let last = since + config.grace_period - BEFORE_THE_KILL;
+    drain.advance(Stage::Ending, signalled);
+    tokio::time::sleep_until((since + config.drain_delay).min(last).into()).await;
+    drain.advance(Stage::Closed, Instant::now());
+    // What is cut has to be written, and idle connections to be closed, before the pod's own end.
+    let latest_cut = last.checked_sub(2 * LAST_WRITES).unwrap_or(signalled).max(signalled);
+    let cut = (Instant::now() + config.drain_timeout).min(latest_cut);
+    // Whoever was in the queue of a worker is counted once the worker has left its accept loop.
+    let all_gone = || accepting.load(Ordering::Acquire) == 0 && metrics.connections() == 0;
+    if wait(cut, all_gone).await {
+        drain.advance(Stage::Over, Instant::now());
+        return;
+    }
+    drain.advance(Stage::Cut, Instant::now());
+    wait(Instant::now() + LAST_WRITES, || metrics.in_flight() == 0).await;
+    drain.advance(Stage::Over, Instant::now());
+    wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;
+}
+
+async fn wait(until: Instant, done: impl Fn() -> bool) -> bool {
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// What every worker is made of.
+struct Workers {
+    shared: Arc<Shared>,
+    tls: Tls,
+    limits: Limits,
+    connections: Arc<Semaphore>,
+    drain: drain::Watch,
+    /// How many workers are in their accept loop.
+    accepting: Arc<AtomicUsize>,
+}
+
+impl Workers {
+    fn start(&self, socket: std::net::TcpListener, latch: Latch, dead: mpsc::UnboundedSender<()>) {
+        let (shared, drain) = (Arc::clone(&self.shared), self.drain.clone());
+        let (tls, limits, connections) =
+            (self.tls.clone(), self.limits.clone(), Arc::clone(&self.connections));
+        let accepting = Arc::clone(&self.accepting);
+        let work = move || {
+            // Told whichever way the thread ends, a panic included; at the end nobody listens any more.
+            let _dead = Dead(dead);
+            let alive = drain.clone();
+            let metrics = Arc::clone(&shared.metrics);
+            local_runtime().block_on(async {
+                let handler = Rc::new(Proxy::new(shared, drain.clone()));
+                let server =
+                    Server { handler, tls, limits, connections, metrics: Arc::clone(&metrics), drain };
+                drop(latch);
+                if let Err(error) = Rc::new(server).serve(socket).await {
+                    error!(%error, "A worker cannot serve");
+                    return;
+                }
+                accepting.fetch_sub(1, Ordering::Release);
+                let mut over = alive.clone();
+                over.reached(Stage::Over).await;
+                wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;
+            });
+        };
+        let started = thread::Builder::new().name("worker".to_owned()).spawn(work);
+        started.expect("a process that cannot start a worker cannot serve");
+    }
+}
+
+/// Tells that a worker has ended.
+struct Dead(mpsc::UnboundedSender<()>);
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+fn local_runtime() -> LocalRuntime {
+    Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .expect("a process that cannot make a runtime cannot serve")
+}
+
+/// SIGTERM, and SIGINT for people.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Notes a problem, or several: a line each.
+fn note<T>(problems: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
+    result.map_err(|text| problems.extend(text.lines().map(str::to_owned))).ok()
+}
+
+fn load_tls(config: &args::Proxy) -> Result<(Tls, Option<tls::Reloader>), String> {
+    match &config.tls {
+        TlsSource::Files { cert, key } => {
+            let files =
+                tls::Files { cert: cert.clone(), key: key.clone(), client_ca: config.client_ca.clone() };
+            let (tls, reloader) = tls::open(files).map_err(|error| error.to_string())?;
+            if let Some(warning) = reloader.warning() {
+                warn!(problem = warning, "The certificate is served all the same");
+            }
+            Ok((tls, Some(reloader)))
+        }
+        TlsSource::SelfSigned => {
+            let client_ca = config.client_ca.as_deref().map(load_client_ca).transpose()?;
+            let names: Vec<String> =
+                std::env::var("HOSTNAME").ok().into_iter().filter(|name| !name.is_empty()).collect();
+            let made = SelfSigned::new(&names, tls::now()).or_else(|_| SelfSigned::new(&[], tls::now()));
+            let made = made.map_err(|error| format!("--tls-self-signed: {error}"))?;
+            warn!("The certificate is self-signed: callers must be told to trust it");
+            Ok((Tls::fixed(&made.credentials, client_ca.as_ref()), None))
+        }
+    }
+}
+
+fn load_client_ca(path: &std::path::Path) -> Result<tls::ClientCa, String> {
+    let bytes = crate::files::read_bounded(path, 1 << 20).map_err(|error| format!("--client-ca: {error}"))?;
+    tls::ClientCa::from_pem(&bytes).map_err(|problem| format!("--client-ca: {}: {problem}", path.display()))
+}
+
+fn load_policy(config: &args::Proxy, publisher: &Publisher) -> Result<(), String> {
+    if let Some(path) = &config.override_file {
+        source::file::load_override(path, publisher);
+    }
+    let loaded =
+        match &config.policy_file {
+            Some(path) => source::file::load_policy(path, publisher).map_err(|reason| {
+                let lines = reason.lines().map(|line| format!("--policy-file: {line}"));
+                lines.collect::<Vec<_>>().join("\n")
+            }),
+            None => Err("--require-policy: needs a --policy-file; a ConfigMap is not there yet at the start"
+                .to_owned()),
+        };
+    if config.require_policy { loaded } else { Ok(()) }
+}
+
+fn bind(
+    flag: &str,
+    wanted: Option<std::net::SocketAddr>,
+    port: u16,
+    workers: usize,
+) -> Result<Bound, String> {
+    let named = |address: std::net::SocketAddr| {
+        Bound::new(address, workers)
+            .map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
+    };
+    match wanted {
+        Some(address) => named(address),
+        None => {
+            let [both, v4] = args::any(port);
+            Bound::new(both, workers).or_else(|_| named(v4))
+        }
+    }
+}
+
+fn follow(config: &args::Proxy, publisher: Publisher, [policy, over]: [Option<Fingerprint>; 2]) {
+    if let (Some(path), Some(seen)) = (config.policy_file.clone(), policy) {
+        tokio::task::spawn_local(source::file::follow_policy(path, seen, publisher.clone()));
+    }
+    if let (Some(path), Some(seen)) = (config.override_file.clone(), over) {
+        tokio::task::spawn_local(source::file::follow_override(path, seen, publisher.clone()));
+    }
+    if let Some(name) = config.policy_configmap.clone() {
+        tokio::task::spawn_local(source::config_map::follow(name, publisher.clone()));
+    }
+    tokio::task::spawn_local(async move { publisher.tell_override().await });
+}
+
+fn reload(
+    certificate: Option<tls::Reloader>,
+    auth: Option<basic_auth::Reloader>,
+    tls: &Tls,
+    metrics: &Arc<Metrics>,
+) {
+    if let Some(reloader) = certificate {
+        let (tls, metrics) = (tls.clone(), Arc::clone(metrics));
+        let tell = move |event| match event {
+            tls::ReloadEvent::Reloaded { validity: _, warning } => {
+                metrics.certificate(not_after(&tls));
+                info!(problem = warning, "A new certificate is served");
+            }
+            tls::ReloadEvent::Restored => info!("The certificate files hold again what is served"),
+            tls::ReloadEvent::Failed { reason } => {
+                metrics.certificate_refused();
+                error!(reason, "The new certificate is refused; the old one goes on serving");
+            }
+        };
+        tokio::task::spawn_local(async move { reloader.run(tell).await });
+    }
+    if let Some(reloader) = auth {
+        let metrics = Arc::clone(metrics);
+        let tell = move |event| match event {
+            basic_auth::ReloadEvent::Reloaded { count } => {
+                info!(count, "New credentials of callers are in force")
+            }
+            basic_auth::ReloadEvent::Restored => info!("The credentials file holds again what is in force"),
+            basic_auth::ReloadEvent::Failed { reason } => {
+                metrics.certificate_refused();
+                error!(reason, "The new credentials of callers are refused; the old ones stay in force");
+            }
+        };
+        tokio::task::spawn_local(async move { reloader.run(tell).await });
+    }
+}
+
+fn not_after(tls: &Tls) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(tls.validity().not_after).unwrap_or(0))
+}
+
+/// A panic is a bug of ours: it ends its own stream, is counted, and says where, not what: the what may hold content.
+fn count_panics(metrics: &Arc<Metrics>) {
+    let metrics = Arc::clone(metrics);
+    std::panic::set_hook(Box::new(move |panic| {
+        metrics.panicked();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        error!(panic.place = place, "A bug: please report it");
+    }));
+}
+
+fn proxy_config(config: &args::Proxy) -> Config {
+    Config {
+        upstream: config.upstream.clone(),
+        upstream_form: config.upstream_form,
+        max_in_flight: config.max_in_flight,
+        max_request_size: config.max_request_size,
+        max_answer_size: config.max_answer_size,
+        max_header_size: config.max_header_size,
+        log_level: config.log_level,
+        log_format: config.log_format,
+    }
+}
+
+fn limits(config: &args::Proxy) -> Limits {
+    Limits {
+        handshake_timeout: config.handshake_timeout,
+        header_timeout: config.header_timeout,
+        header_limit: config.max_header_size,
+        connection_age: config.max_connection_age,
+        idle_timeout: config.idle_timeout,
+    }
+}

@@ -1,0 +1,275 @@
+use super::*;
+
+static INNER: &[Field] = &[
+    Field { name: "userID", ty: Type { kind: Kind::Str, nillable: true } },
+    Field { name: "ex", ty: Type { kind: Kind::Str, nillable: true } },
+];
+static FIELDS: &[Field] = &[
+    Field { name: "nextCode", ty: Type { kind: Kind::INT32, nillable: false } },
+    Field { name: "msg", ty: Type { kind: Kind::Str, nillable: false } },
+    Field { name: "content", ty: Type { kind: Kind::Str, nillable: true } },
+    Field {
+        name: "ids",
+        ty: Type { kind: Kind::List(&Type { kind: Kind::Str, nillable: false }), nillable: true },
+    },
+    Field {
+        name: "list",
+        ty: Type { kind: Kind::List(&Type { kind: Kind::Struct(INNER), nillable: true }), nillable: true },
+    },
+    Field { name: "info", ty: Type { kind: Kind::Struct(INNER), nillable: true } },
+    Field {
+        name: "options",
+        ty: Type { kind: Kind::Map(&Type { kind: Kind::Bool, nillable: false }), nillable: true },
+    },
+    Field { name: "data", ty: Type { kind: Kind::Bytes, nillable: true } },
+    Field { name: "count", ty: Type { kind: Kind::UINT32, nillable: false } },
+    Field { name: "ok", ty: Type { kind: Kind::Bool, nillable: false } },
+];
+
+/// The decoded struct as text: `field=value`, `_` for a zero value, `()` for a struct.
+fn show(bytes: &[u8], value: &Value) -> String {
+    let join = |values: &[Value]| values.iter().map(|value| show(bytes, value)).collect::<Vec<_>>().join(",");
+    match value {
+        Value::Zero => "_".to_owned(),
+        Value::Int(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Str(span) => format!("{:?}", unquote(span.of(bytes))),
+        Value::List(list) => format!("[{}]", join(list.elements())),
+        Value::Map(entries) => {
+            let entry =
+                |(key, value): &(Span, Value)| format!("{:?}:{}", unquote(key.of(bytes)), show(bytes, value));
+            format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(","))
+        }
+        Value::Struct(fields) => format!("({})", join(fields)),
+    }
+}
+
+fn read(text: impl AsRef<[u8]>) -> String {
+    let bytes = text.as_ref();
+    let decoded = match decode(bytes, FIELDS) {
+        Ok(decoded) => decoded,
+        Err(error) => return format!("syntax: {error}"),
+    };
+    if decoded.error_count > 0 {
+        return format!("wrong types: {}", decoded.error_count);
+    }
+    let set = FIELDS.iter().enumerate().filter(|(index, _)| *decoded.root.field(*index) != Value::Zero);
+    let fields: Vec<_> = set
+        .map(|(index, field)| format!("{}={}", field.name, show(bytes, decoded.root.field(index))))
+        .collect();
+    fields.join(" ")
+}
+
+fn table(rows: &[(&str, &str)]) {
+    for (input, expected) in rows {
+        assert_eq!(read(input), *expected, "of {input}");
+    }
+}
+
+#[test]
+fn keys_match_in_any_letter_case_and_with_the_two_signs_that_fold_to_ascii() {
+    table(&[
+        (r#"{"nextCode":1}"#, "nextCode=1"),
+        (r#"{"NEXTCODE":1}"#, "nextCode=1"),
+        (r#"{"next\u0043ode":1}"#, "nextCode=1"),
+        ("{\"m\u{17f}g\":\"a\"}", r#"msg="a""#),
+        ("{\"o\u{212a}\":true}", "ok=true"),
+        (r#"{"m\u017Fg":"a"}"#, r#"msg="a""#),
+        // Twins: an underscore, a longer key, a shorter one, and another letter are other keys.
+        (r#"{"next_code":1}"#, ""),
+        (r#"{"nextCodes":1}"#, ""),
+        (r#"{"nextCod":1}"#, ""),
+        ("{\"m\u{df}g\":\"a\"}", ""),
+    ]);
+}
+
+#[test]
+fn of_two_scalars_the_last_one_wins_and_null_leaves_them_alone() {
+    table(&[
+        (r#"{"nextCode":0,"nextCode":1}"#, "nextCode=1"),
+        (r#"{"nextCode":1,"NEXTCODE":0}"#, "nextCode=0"),
+        (r#"{"nextCode":1,"nextCode":null}"#, "nextCode=1"),
+        (r#"{"content":"x","content":null}"#, ""),
+        (r#"{"nextCode":1,"nextCode":"x"}"#, "wrong types: 1"),
+    ]);
+}
+
+#[test]
+fn objects_and_array_elements_merge_into_what_is_there() {
+    table(&[
+        (r#"{"info":{"userID":"a"},"info":{"ex":"e"}}"#, r#"info=("a","e")"#),
+        (r#"{"info":{"userID":"a"},"info":null,"info":{"ex":"e"}}"#, r#"info=(_,"e")"#),
+        (r#"{"list":[{"userID":"a"}],"list":[{"ex":"e"}]}"#, r#"list=[("a","e")]"#),
+        (r#"{"list":[{"userID":"a"},{"userID":"b"}],"list":[{"ex":"e"}]}"#, r#"list=[("a","e")]"#),
+        // What a shorter array left behind its end is found again by a longer one.
+        (
+            r#"{"list":[{"userID":"a"},{"userID":"b"}],"list":[{}],"list":[{},{"ex":"e"}]}"#,
+            r#"list=[("a",_),("b","e")]"#,
+        ),
+        // An empty array and null start afresh.
+        (r#"{"list":[{"userID":"a"}],"list":[],"list":[{"ex":"e"}]}"#, r#"list=[(_,"e")]"#),
+        (r#"{"list":[{"userID":"a"}],"list":null,"list":[{"ex":"e"}]}"#, r#"list=[(_,"e")]"#),
+        (r#"{"list":[{"userID":"a"}],"list":[null]}"#, "list=[_]"),
+        (r#"{"ids":["a","b"],"ids":[null,"c"]}"#, r#"ids=["a","c"]"#),
+        (r#"{"ids":[null]}"#, "ids=[_]"),
+        (r#"{"options":{"a":true},"options":{"b":false,"a":false}}"#, r#"options={"a":false,"b":false}"#),
+        (r#"{"options":{"a":true,"\u0061":null}}"#, r#"options={"a":_}"#),
+    ]);
+}
+
+#[test]
+fn one_wrong_type_anywhere_is_an_error_and_an_unknown_key_may_hold_anything() {
+    table(&[
+        (r#"{"ids":["a",1]}"#, "wrong types: 1"),
+        (r#"{"ids":{}}"#, "wrong types: 1"),
+        (r#"{"info":[]}"#, "wrong types: 1"),
+        (r#"{"list":[{"userID":5}]}"#, "wrong types: 1"),
+        (r#"{"ok":1}"#, "wrong types: 1"),
+        (r#"{"options":{"a":1}}"#, "wrong types: 1"),
+        (r#"{"unknown":{"userID":5,"x":[1,{}]},"ok":true}"#, "ok=true"),
+        ("[]", "wrong types: 1"),
+        ("0", "wrong types: 1"),
+        (r#""x""#, "wrong types: 1"),
+        ("null", ""),
+        ("{}", ""),
+    ]);
+}
+
+#[test]
+fn an_integer_is_digits_alone_and_within_its_range() {
+    table(&[
+        (r#"{"nextCode":2147483647}"#, "nextCode=2147483647"),
+        (r#"{"nextCode":-2147483648}"#, "nextCode=-2147483648"),
+        (r#"{"nextCode":2147483648}"#, "wrong types: 1"),
+        (r#"{"nextCode":99999999999999999999}"#, "wrong types: 1"),
+        (r#"{"nextCode":-0}"#, "nextCode=0"),
+        (r#"{"count":-0}"#, "wrong types: 1"),
+        (r#"{"count":4294967295}"#, "count=4294967295"),
+        (r#"{"nextCode":1.0}"#, "wrong types: 1"),
+        (r#"{"nextCode":1e0}"#, "wrong types: 1"),
+        (r#"{"nextCode":"1"}"#, "wrong types: 1"),
+        (r#"{"nextCode":true}"#, "wrong types: 1"),
+    ]);
+}
+
+#[test]
+fn bytes_are_base64_with_padding_or_an_array_of_small_numbers() {
+    table(&[
+        (r#"{"data":"AAEC"}"#, r#"data="AAEC""#),
+        (r#"{"data":"AA\nEC"}"#, r#"data="AA\nEC""#),
+        (r#"{"data":"AB=="}"#, r#"data="AB==""#),
+        (r#"{"data":"AAE"}"#, "wrong types: 1"),
+        (r#"{"data":"A*=="}"#, "wrong types: 1"),
+        (r#"{"data":[0,255]}"#, "data=[0,255]"),
+        (r#"{"data":[256]}"#, "wrong types: 1"),
+        (r#"{"data":"AQI=","data":[null,7,9]}"#, "data=[1,7,9]"),
+    ]);
+}
+
+#[test]
+fn strings_are_read_with_gos_replacements() {
+    table(&[
+        (r#"{"msg":"a\ud800b"}"#, "msg=\"a\u{fffd}b\""),
+        (r#"{"msg":"\ud83d\ude00"}"#, "msg=\"\u{1f600}\""),
+        (r#"{"msg":"\ud83d\u0041"}"#, "msg=\"\u{fffd}A\""),
+        (r#"{"msg":"\ude00"}"#, "msg=\"\u{fffd}\""),
+        (r#"{"msg":"\"\\\/\b\f\n\r\t"}"#, r#"msg="\"\\/\u{8}\u{c}\n\r\t""#),
+    ]);
+    // One replacement for each byte that is not UTF-8: two for a sequence that breaks off after two.
+    assert_eq!(read(b"{\"msg\":\"\xe2\x84A\"}"), "msg=\"\u{fffd}\u{fffd}A\"");
+    assert_eq!(read(b"{\"msg\":\"\xff\"}"), "msg=\"\u{fffd}\"");
+}
+
+#[test]
+fn what_is_not_json_is_a_syntax_error_even_behind_a_wrong_type() {
+    for input in [
+        "",
+        " \r\n\t",
+        "{",
+        "{\"nextCode\":\"\",",
+        "{\"a\":1,}",
+        "[1,]",
+        "{\"a\" 1}",
+        "{a:1}",
+        "{'a':1}",
+        "{}x",
+        "{}{}",
+        "{}\0",
+        "\u{feff}{}",
+        "+1",
+        "01",
+        "1.",
+        "1e",
+        "-",
+        ".5",
+        "tru",
+        "nul",
+        "nulll",
+        "TRUE",
+        "{\"a\":/*x*/1}",
+        "[}",
+        "{]",
+        "\"\\x\"",
+        "\"\\u12g4\"",
+        "\"a\nb\"",
+        "\"\t\"",
+        "\"",
+        "{\"a\":1 \"b\":2}",
+        "NaN",
+        ",",
+        ":",
+        "]",
+        "}",
+    ] {
+        assert!(read(input).starts_with("syntax: "), "{input:?} gave {}", read(input));
+    }
+    for input in [" null ", "{}\n\n \t", "{ \"a\" : [ ] , \"b\" : -0.5e+10 }", "{\"a\":[[],[{}]]}"] {
+        assert_eq!(read(input), "", "{input:?}");
+    }
+}
+
+#[test]
+fn every_truncation_of_a_document_is_a_syntax_error() {
+    let whole =
+        r#"{"nextCode":1,"msg":"a\u0041","list":[{"userID":"x"},null],"options":{"a":true},"u":[1.5e3,{}]}"#;
+    assert!(!read(whole).starts_with("syntax"));
+    for end in 0..whole.len() {
+        assert!(read(&whole[..end]).starts_with("syntax: "), "cut at {end}");
+    }
+}
+
+#[test]
+fn nesting_is_bounded_where_gos_is() {
+    let nested = |depth: usize| format!("{{\"x\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+    assert_eq!(read(nested(DEPTH_LIMIT)), "");
+    assert_eq!(read(nested(DEPTH_LIMIT + 1)), "syntax: nested deeper than 10000 levels");
+}
+
+#[test]
+fn a_flood_of_values_is_refused_before_it_fills_the_memory() {
+    let flood = |count: usize| format!("{{\"list\":[{}null]}}", "null,".repeat(count - 1));
+    assert!(!read(flood(1000)).starts_with("syntax"));
+    assert!(read(flood(VALUES_LIMIT + 1)).starts_with("syntax: more values"));
+}
+
+#[test]
+fn the_place_of_the_last_value_of_each_field_is_known() {
+    let text = br#"{"nextCode":1,"info":{"ex":"e"},"nextCode": 25 }"#;
+    let decoded = decode(text, FIELDS).expect("valid");
+    assert_eq!(decoded.last[0].map(|span| span.of(text)), Some(&b"25"[..]));
+    assert_eq!(decoded.last[5].map(|span| span.of(text)), Some(&br#"{"ex":"e"}"#[..]));
+    assert_eq!(decoded.last[1], None);
+    assert_eq!(decoded.end, text.len() - 1);
+}
+
+#[test]
+fn a_plain_run_ends_at_the_first_byte_that_needs_a_look() {
+    for stop in [b'"', b'\\', 0x1f, 0x00] {
+        for at in 0..40 {
+            let mut bytes = vec![b'a'; 40];
+            bytes[at] = stop;
+            assert_eq!(plain_run(&bytes), at, "0x{stop:02x} at {at}");
+        }
+    }
+    assert_eq!(plain_run(&[0x20, 0x21, 0x7f, 0x80, 0xff, b'!', b'[', b']', b'#']), 9);
+}

@@ -1,0 +1,117 @@
+//! The bound on bytes held: one count for all requests and answers of the process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+/// Up to this size an answer is not tied to its share: there are no more small ones than callbacks in flight.
+pub const SMALL_BODY_BYTES: usize = 8 << 10;
+
+/// The count, shared by all threads.
+#[derive(Clone, Debug)]
+pub struct Held {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limit: usize,
+    bytes: AtomicUsize,
+}
+
+/// The bound would be passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// A share of the count, given back when it is dropped.
+#[derive(Debug)]
+#[must_use = "what is held is given back when this is dropped"]
+pub struct Holding {
+    shared: Arc<Shared>,
+    bytes: usize,
+}
+
+impl Held {
+    /// A count with a bound in bytes.
+    pub fn new(limit: usize) -> Held {
+        Held { shared: Arc::new(Shared { limit, bytes: AtomicUsize::new(0) }) }
+    }
+
+    /// A share of nothing, to grow.
+    pub fn nothing(&self) -> Holding {
+        Holding { shared: Arc::clone(&self.shared), bytes: 0 }
+    }
+
+    /// Bytes held now.
+    pub fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Holding {
+    /// Makes the share this large; it never shrinks. At the bound nothing changes.
+    pub fn grow_to(&mut self, bytes: usize) -> Result<(), Full> {
+        let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return Ok(()) };
+        let limit = self.shared.limit;
+        let grown = |held: usize| held.checked_add(more).filter(|held| *held <= limit);
+        match self.shared.bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
+            Ok(_) => {
+                self.bytes = bytes;
+                Ok(())
+            }
+            Err(_) => Err(Full),
+        }
+    }
+}
+
+/// Ties a body's share to the body itself, which may wait for a caller who reads slowly. Where the bound is reached the
+/// body is kept all the same: it is an answer that is owed.
+pub fn tie(body: Bytes, mut holding: Holding) -> Bytes {
+    struct Tied(Bytes, #[allow(dead_code, reason = "given back when it is dropped")] Holding);
+    impl AsRef<[u8]> for Tied {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let _ = holding.grow_to(body.len());
+    Bytes::from_owner(Tied(body, holding))
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_counts_until_it_is_dropped_and_the_bound_holds() {
+        let held = Held::new(10);
+        let (mut one, mut two) = (held.nothing(), held.nothing());
+        assert_eq!(one.grow_to(6), Ok(()));
+        assert_eq!(one.grow_to(4), Ok(()), "a share never shrinks");
+        assert_eq!(two.grow_to(5), Err(Full));
+        assert_eq!(two.grow_to(4), Ok(()));
+        assert_eq!(held.bytes(), 10);
+        drop(one);
+        assert_eq!(held.bytes(), 4);
+        assert_eq!(two.grow_to(10), Ok(()));
+        assert_eq!(two.grow_to(usize::MAX), Err(Full), "an overflow is no way around the bound");
+    }
+
+    #[test]
+    fn a_tied_body_counts_for_as_long_as_any_part_of_it_is_there() {
+        let held = Held::new(100);
+        let body = tie(Bytes::from(vec![0; 60]), held.nothing());
+        assert_eq!(held.bytes(), 60);
+        let part = body.slice(10..20);
+        drop(body);
+        assert_eq!(held.bytes(), 60);
+        drop(part);
+        assert_eq!(held.bytes(), 0);
+    }
+}

@@ -1,0 +1,496 @@
+//! What is counted, by the names that dashboards rely on.
+//!
+//! Every label comes from a closed set: commands of the table (`unknown` for the rest), rules of the policy, causes,
+//! findings. A callback costs one count in a small map that each worker keeps to itself, and three histograms.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::callback::command::Command;
+use crate::callback::rejection::RejectionCause;
+use crate::in_force::InForce;
+use crate::reply::{Origin, Why};
+use crate::verdict::{FINDINGS, Findings, Verdict};
+
+/// Most series of `callbacks_total`: beyond it, after many edits that rename rules, new ones are counted under the rule
+/// `other`.
+const SERIES_LIMIT: usize = 20_000;
+
+/// Buckets in seconds: 100 us is a loopback exchange, 15 s is the longest OpenIM waits.
+const SECONDS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0];
+
+/// Buckets of what was left of the deadline, in seconds; below zero it was missed.
+const MARGIN: [f64; 14] =
+    [-1.0, -0.05, -0.005, -0.001, 0.0, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallbackLabels {
+    command: &'static str,
+    rule: Arc<str>,
+    verdict: &'static str,
+    origin: &'static str,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyLabels {
+    source: &'static str,
+    hash: String,
+}
+
+macro_rules! one_label {
+    ($($set:ident { $label:ident: $kind:ty })*) => {$(
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $set {
+            $label: $kind,
+        }
+    )*};
+}
+
+one_label! {
+    CauseLabel { cause: &'static str }
+    FindingLabel { finding: &'static str }
+    OriginLabel { origin: &'static str }
+    ReasonLabel { reason: &'static str }
+    RuleLabel { rule: String }
+    VersionLabel { version: &'static str }
+}
+
+/// Everything that is counted. One to a process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Option<Registry>,
+    callbacks: Family<CallbackLabels, Counter>,
+    /// How many of them were asked for, by all workers together: never fewer than there are.
+    series: AtomicUsize,
+    rejections: Family<CauseLabel, Counter>,
+    findings: Family<FindingLabel, Counter>,
+    observed: Family<CauseLabel, Counter>,
+    /// In the order of [`Origin`].
+    duration: [Histogram; Origin::ALL.len()],
+    upstream_duration: Histogram,
+    deadline_margin: Histogram,
+    in_flight: Gauge<i64, AtomicI64>,
+    connections: Gauge<i64, AtomicI64>,
+    handshake_failures: Family<ReasonLabel, Counter>,
+    bad_http: Family<ReasonLabel, Counter>,
+    certificate_expiry: Gauge<i64, AtomicI64>,
+    policy: Family<PolicyLabels, Gauge>,
+    policy_reload_failures: Counter,
+    policy_last_reload: Gauge,
+    policy_watch_connected: Gauge,
+    override_active: Gauge,
+    observe_mode: Gauge,
+    tls_reload_failures: Counter,
+    breakers: Family<RuleLabel, Gauge>,
+    panics: Counter,
+    abandoned: Counter,
+    log_lines_dropped: Counter,
+    bytes_held: Gauge,
+}
+
+impl Metrics {
+    /// Registers every metric. `dropped` counts log lines that were not written.
+    pub fn new(dropped: Counter) -> Metrics {
+        let mut registry = Registry::with_prefix("callback_guard");
+        let durations = Family::<OriginLabel, Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        let duration = Origin::ALL
+            .map(|origin| durations.get_or_create(&OriginLabel { origin: origin.label() }).clone());
+        let version = Family::<VersionLabel, Gauge>::default();
+        version.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        let metrics = Metrics {
+            callbacks: Family::default(),
+            series: AtomicUsize::new(0),
+            rejections: Family::default(),
+            findings: Family::default(),
+            observed: Family::default(),
+            duration,
+            upstream_duration: Histogram::new(SECONDS),
+            deadline_margin: Histogram::new(MARGIN),
+            in_flight: Gauge::default(),
+            connections: Gauge::default(),
+            handshake_failures: Family::default(),
+            bad_http: Family::default(),
+            certificate_expiry: Gauge::default(),
+            policy: Family::default(),
+            policy_reload_failures: Counter::default(),
+            policy_last_reload: Gauge::default(),
+            policy_watch_connected: Gauge::default(),
+            override_active: Gauge::default(),
+            observe_mode: Gauge::default(),
+            tls_reload_failures: Counter::default(),
+            breakers: Family::default(),
+            panics: Counter::default(),
+            abandoned: Counter::default(),
+            log_lines_dropped: dropped,
+            bytes_held: Gauge::default(),
+            registry: None,
+        };
+        metrics.register(&mut registry, durations, version);
+        for cause in RejectionCause::ALL {
+            let _ = metrics.rejections.get_or_create(&CauseLabel { cause: cause.label() });
+        }
+        for row in &FINDINGS {
+            let _ = metrics.findings.get_or_create(&FindingLabel { finding: row.name });
+        }
+        Metrics { registry: Some(registry), ..metrics }
+    }
+
+    fn register(
+        &self,
+        to: &mut Registry,
+        durations: Family<OriginLabel, Histogram>,
+        version: Family<VersionLabel, Gauge>,
+    ) {
+        to.register("callbacks", "Callbacks answered", self.callbacks.clone());
+        to.register("rejections", "Requests that are no callback, by cause", self.rejections.clone());
+        to.register(
+            "findings",
+            "What was corrected or noticed in callbacks and answers",
+            self.findings.clone(),
+        );
+        to.register(
+            "observed",
+            "Answers that mode Observe let through and Enforce would have replaced, by cause",
+            self.observed.clone(),
+        );
+        let seconds = |to: &mut Registry, name: &str, help: &str, histogram: Histogram| {
+            to.register_with_unit(name, help, Unit::Seconds, histogram);
+        };
+        to.register_with_unit(
+            "callback_duration",
+            "From the end of the request's head to the answer, by origin",
+            Unit::Seconds,
+            durations,
+        );
+        seconds(to, "upstream_duration", "How long the app was asked", self.upstream_duration.clone());
+        seconds(
+            to,
+            "deadline_margin",
+            "What was left of the deadline; below 0, missed",
+            self.deadline_margin.clone(),
+        );
+        to.register("build_info", "The version", version);
+        self.register_state(to);
+    }
+
+    /// What is as it is, and what went wrong beside callbacks.
+    fn register_state(&self, to: &mut Registry) {
+        to.register("in_flight", "Callbacks being answered", self.in_flight.clone());
+        to.register("connections", "Open connections of callers", self.connections.clone());
+        to.register("bad_http", "Connections ended by what is no HTTP", self.bad_http.clone());
+        to.register(
+            "tls_handshake_failures",
+            "Connections that came to nothing",
+            self.handshake_failures.clone(),
+        );
+        to.register_with_unit(
+            "certificate_expiry_timestamp",
+            "When the served certificate ends, in seconds since 1970",
+            Unit::Seconds,
+            self.certificate_expiry.clone(),
+        );
+        to.register("policy_info", "The policy in force", self.policy.clone());
+        to.register(
+            "policy_reload_failures",
+            "Policies that were refused",
+            self.policy_reload_failures.clone(),
+        );
+        let last = self.policy_last_reload.clone();
+        to.register(
+            "policy_last_reload_successful",
+            "1, or 0 while a refused policy or override waits to be mended",
+            last,
+        );
+        let connected = self.policy_watch_connected.clone();
+        to.register("policy_watch_connected", "1 while the ConfigMap is watched", connected);
+        to.register("override_active", "1 while an override is in force", self.override_active.clone());
+        to.register("observe_mode", "1 while the policy only observes", self.observe_mode.clone());
+        to.register(
+            "tls_reload_failures",
+            "New files of certificates or credentials that were refused",
+            self.tls_reload_failures.clone(),
+        );
+        to.register("breaker_state", "0 closed, 1 open, 2 half-open, by rule", self.breakers.clone());
+        to.register("abandoned", "Callbacks whose caller hung up before the answer", self.abandoned.clone());
+        to.register("panics", "Bugs of the guard", self.panics.clone());
+        to.register(
+            "log_lines_dropped",
+            "Log lines that nobody read in time",
+            self.log_lines_dropped.clone(),
+        );
+        to.register_with_unit(
+            "held",
+            "Bytes of callbacks and answers in memory",
+            Unit::Bytes,
+            self.bytes_held.clone(),
+        );
+    }
+
+    /// The text of `/metrics`. What only the moment knows is passed in.
+    pub fn text(&self, in_force: &InForce, held: usize, now: SystemTime) -> String {
+        self.breakers.clear();
+        for (rule, breaker) in in_force.breakers() {
+            self.breakers
+                .get_or_create(&RuleLabel { rule: rule.to_string() })
+                .set(i64::from(breaker.state().number()));
+        }
+        let active = in_force.over.as_ref().is_some_and(|over| over.active(now));
+        self.override_active.set(i64::from(active));
+        self.bytes_held.set(i64::try_from(held).unwrap_or(i64::MAX));
+        let mut out = String::new();
+        if let Some(registry) = &self.registry {
+            text::encode(&mut out, registry).expect("writing to a string must not fail");
+        }
+        out
+    }
+
+    /// A policy came into force.
+    pub fn policy_in_force(&self, in_force: &InForce) {
+        self.policy.clear();
+        let labels =
+            PolicyLabels { source: in_force.source.label(), hash: in_force.policy.hash().to_owned() };
+        self.policy.get_or_create(&labels).set(1);
+        self.observe_mode.set(i64::from(in_force.policy.mode() == crate::policy::Mode::Observe));
+    }
+
+    /// Nothing that was refused waits to be mended, or something does.
+    pub fn policy_mended(&self, mended: bool) {
+        self.policy_last_reload.set(i64::from(mended));
+    }
+
+    /// A policy was refused.
+    pub fn policy_refused(&self) {
+        self.policy_reload_failures.inc();
+        self.policy_last_reload.set(0);
+    }
+
+    /// The ConfigMap is watched, or no longer.
+    pub fn policy_watch(&self, connected: bool) {
+        self.policy_watch_connected.set(i64::from(connected));
+    }
+
+    /// A certificate is served.
+    pub fn certificate(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.certificate_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// A certificate was refused.
+    pub fn certificate_refused(&self) {
+        self.tls_reload_failures.inc();
+    }
+
+    /// A connection came to nothing.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshake_failures.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A connection ended by something that is no HTTP; the reason is one of three.
+    pub fn bad_http(&self, reason: &'static str) {
+        self.bad_http.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A caller hung up before its answer.
+    pub fn abandoned(&self) {
+        self.abandoned.inc();
+    }
+
+    /// A bug of the guard showed.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub fn connection(&self) -> Counted {
+        Counted::new(&self.connections)
+    }
+
+    /// Counts a callback in flight for as long as the guard lives.
+    pub fn callback(&self) -> Counted {
+        Counted::new(&self.in_flight)
+    }
+
+    /// Callbacks being answered.
+    pub fn in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> i64 {
+        self.connections.get()
+    }
+
+    /// How long the app was asked.
+    pub fn upstream(&self, asked: Duration) {
+        self.upstream_duration.observe(asked.as_secs_f64());
+    }
+}
+
+/// One more of a gauge, until it is dropped.
+#[derive(Debug)]
+#[must_use = "what is counted is counted until this is dropped"]
+pub struct Counted(Gauge<i64, AtomicI64>);
+
+impl Counted {
+    fn new(gauge: &Gauge<i64, AtomicI64>) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What a callback came to, as far as it is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Counting<'r> {
+    /// The table's entry.
+    pub command: Option<&'static Command>,
+    /// The name of the rule that matched; of a rejection, none did.
+    pub rule: &'r Arc<str>,
+    /// What was answered.
+    pub verdict: Verdict,
+    /// Who decided.
+    pub origin: Origin,
+    /// Why it was not the app.
+    pub why: Why,
+    /// What was corrected or noticed.
+    pub findings: Findings,
+    /// From the end of the head to the answer.
+    pub took: Duration,
+    /// What was left of the deadline, in seconds, where there was one.
+    pub margin: Option<f64>,
+}
+
+/// Counts the callbacks of one worker. Not shared between threads: it keeps the counters it has met at hand.
+#[derive(Debug)]
+pub struct Recorder {
+    metrics: Arc<Metrics>,
+    met: RefCell<HashMap<Key, Met, BuildHasherDefault<Mixer>>>,
+}
+
+/// A counter, and the rule's name that its key stands for.
+type Met = (Arc<str>, Counter);
+
+/// What tells series apart, without a look at a text: the places of the command and of the rule's name (which the
+/// value keeps alive, so that no other name can take it), and the rest in a byte each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    command: usize,
+    rule: usize,
+    rest: u32,
+}
+
+impl Key {
+    fn of(counting: &Counting<'_>) -> Key {
+        let why = match counting.why {
+            Why::Nothing => 0,
+            Why::Cause(cause) => 1 + cause as u32,
+            Why::Rejection(cause) => 0x80 + cause as u32,
+        };
+        let denied = u32::from(matches!(counting.verdict, Verdict::Deny { .. }));
+        Key {
+            command: counting.command.map_or(0, |command| std::ptr::from_ref(command).addr()),
+            rule: Arc::as_ptr(counting.rule).addr(),
+            rest: why << 16 | (counting.origin as u32) << 8 | denied,
+        }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(
+            self.command as u64 ^ (self.rule as u64).rotate_left(24) ^ u64::from(self.rest).rotate_left(48),
+        );
+    }
+}
+
+/// A hash of one number: no caller chooses these keys, so none can make them collide.
+#[derive(Debug, Default)]
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 29);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Recorder {
+    /// A recorder for one worker.
+    pub fn new(metrics: Arc<Metrics>) -> Recorder {
+        Recorder { metrics, met: RefCell::default() }
+    }
+
+    /// Counts one callback.
+    pub fn record(&self, counting: &Counting<'_>) {
+        let mut met = self.met.borrow_mut();
+        if met.len() >= SERIES_LIMIT {
+            met.clear(); // only what is at hand: the series themselves stay
+        }
+        let fresh = || (Arc::clone(counting.rule), self.metrics.counter(counting));
+        met.entry(Key::of(counting)).or_insert_with(fresh).1.inc();
+        if let Why::Rejection(cause) = counting.why {
+            self.metrics.rejections.get_or_create(&CauseLabel { cause: cause.label() }).inc();
+        }
+        for finding in counting.findings.iter() {
+            self.metrics.findings.get_or_create(&FindingLabel { finding: finding.row().name }).inc();
+        }
+        self.metrics.duration[counting.origin as usize].observe(counting.took.as_secs_f64());
+        if let Some(margin) = counting.margin {
+            self.metrics.deadline_margin.observe(margin);
+        }
+    }
+
+    /// Counts an answer that mode Observe let through and Enforce would have replaced.
+    pub fn observed(&self, why: Why) {
+        self.metrics.observed.get_or_create(&CauseLabel { cause: cause_label(why) }).inc();
+    }
+}
+
+impl Metrics {
+    fn counter(&self, counting: &Counting<'_>) -> Counter {
+        self.callbacks.get_or_create_owned(&CallbackLabels {
+            command: counting.command.map_or("unknown", |command| command.name),
+            rule: if self.series.fetch_add(1, Ordering::Relaxed) < SERIES_LIMIT {
+                Arc::clone(counting.rule)
+            } else {
+                Arc::from("other")
+            },
+            verdict: match counting.verdict {
+                Verdict::Allow => "allow",
+                Verdict::Deny { .. } => "deny",
+            },
+            origin: counting.origin.label(),
+            cause: cause_label(counting.why),
+        })
+    }
+}
+
+fn cause_label(why: Why) -> &'static str {
+    if why == Why::Nothing { "none" } else { why.label() }
+}

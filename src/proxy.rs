@@ -1,0 +1,505 @@
+//! The whole route of a callback, on one screen: [`Proxy::reply`].
+//!
+//! ```text
+//! Request<Incoming>  wire::read          whole, within limits, in memory
+//!   RawRequest       Callback::parse     one command, an operation ID, a JSON object; or a Rejection
+//!     Callback       Policy::decide      an answer given here, or a Plan
+//!       Plan         Proxy::ask          admitted, sent once, answered or failed by the deadline
+//!         Outcome    settle              the app's verdict, corrected; or the rule's fallback
+//!           Reply    wire::response
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, header, request};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::sync::watch;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::basic_auth::BasicAuth;
+use crate::callback::command::{self, Command, SafeDefault};
+use crate::callback::rejection::Rejection;
+use crate::callback::subject::Subject;
+use crate::callback::target::{Target, UpstreamForm};
+use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
+use crate::cause::Cause;
+use crate::drain::{self, Stage};
+use crate::held::{Held, Holding};
+use crate::in_force::{InForce, take_slot};
+use crate::log::{self, Format};
+use crate::metrics::{Counting, Metrics, Recorder};
+use crate::policy::{Answer, AnsweredBy, Decision, Mode, Plan};
+use crate::reply::{Reply, Why};
+use crate::server::Handler;
+use crate::settle::{Settled, settle};
+use crate::status::Recent;
+use crate::upstream::outcome::{Failure, Outcome};
+use crate::upstream::{Address, Upstream};
+use crate::verdict::{Finding, Findings, Verdict};
+use crate::wire::{self, ReadFault};
+
+/// tokio rounds a timer up to a whole millisecond, and epoll its wait once more. Aiming both earlier makes a fallback
+/// come by its deadline, and not up to two milliseconds behind it.
+const TIMER_GRAIN: Duration = Duration::from_millis(2);
+
+/// What the proxy needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The app.
+    pub upstream: Address,
+    /// How the app wants its URLs.
+    pub upstream_form: UpstreamForm,
+    /// Callbacks that may be put to the app at once.
+    pub max_in_flight: usize,
+    /// Most bytes of a callback's body.
+    pub max_request_size: usize,
+    /// Most bytes of an answer's body.
+    pub max_answer_size: usize,
+    /// Most bytes of a head.
+    pub max_header_size: usize,
+    /// Which lines are logged.
+    pub log_level: LevelFilter,
+    /// How they look.
+    pub log_format: Format,
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// The policy.
+    pub in_force: watch::Receiver<Arc<InForce>>,
+    /// Who may call, where that is asked.
+    pub auth: Option<BasicAuth>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where lines go.
+    pub log: log::Queue,
+    /// Bytes held.
+    pub held: Held,
+    /// Callbacks put to the app.
+    pub in_flight: Arc<AtomicUsize>,
+    /// The last decisions.
+    pub recent: Recent,
+}
+
+/// One worker's proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    upstream: Upstream,
+    recorder: Recorder,
+    drain: drain::Watch,
+    /// The rule's name of what no rule matched.
+    no_rule: Arc<str>,
+    line: RefCell<String>,
+    generated: Cell<u64>,
+}
+
+/// What is told of a callback beside its answer.
+#[derive(Default)]
+struct Notes {
+    /// Where it was accepted: command, name and operation ID are its own then.
+    callback: Option<Callback>,
+    /// The share of the bytes held that its body has.
+    holding: Option<Holding>,
+    command: Option<&'static Command>,
+    name: String,
+    operation_id: String,
+    rule: Option<Arc<str>>,
+    detail: Option<String>,
+    instead: Option<(Verdict, Why)>,
+    over: Option<String>,
+    deadline: Option<Instant>,
+}
+
+impl Notes {
+    /// What the head alone tells of a callback whose body is not there, or is none.
+    fn name_by_head(&mut self, head: &request::Parts, target: &Target) -> Option<&'static Command> {
+        self.command = command::lookup(target.name());
+        target.name().clone_into(&mut self.name);
+        if let Some(id) = head.headers.get(crate::callback::OPERATION_ID) {
+            self.operation_id = crate::go_json::lossy(id.as_bytes()).into_owned();
+        }
+        self.command
+    }
+
+    fn command(&self) -> Option<&'static Command> {
+        self.callback.as_ref().map_or(self.command, Callback::command)
+    }
+
+    fn name(&self) -> &str {
+        self.callback.as_ref().map_or(&self.name, |callback| callback.target().name())
+    }
+
+    fn operation_id(&self) -> &str {
+        self.callback.as_ref().map_or(&self.operation_id, |callback| &callback.operation_id().text)
+    }
+
+    fn decided_by(&mut self, by: AnsweredBy<'_>) {
+        match by {
+            AnsweredBy::Rule(rule) => self.rule = Some(Arc::clone(&rule.name)),
+            AnsweredBy::Override(over) => self.over = Some(over.reason().to_owned()),
+        }
+    }
+}
+
+impl Handler for Proxy {
+    async fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+        let started = Instant::now();
+        let bodiless = request.method() == Method::HEAD;
+        let _counted = self.shared.metrics.callback();
+        let in_force = Arc::clone(&self.shared.in_force.borrow());
+        let mut notes = Notes::default();
+        let reply = self.reply(request, peer, started, &in_force, &mut notes).await;
+        self.record(&reply, &notes, started);
+        let response = wire::response(reply, notes.holding.take());
+        if bodiless { wire::without_body(response) } else { response }
+    }
+}
+
+impl Proxy {
+    /// A proxy for one worker.
+    pub fn new(shared: Arc<Shared>, drain: drain::Watch) -> Proxy {
+        let Config { upstream, max_answer_size, max_header_size, .. } = &shared.config;
+        let upstream =
+            Upstream::new(upstream.clone(), *max_answer_size, *max_header_size, shared.held.clone());
+        let recorder = Recorder::new(Arc::clone(&shared.metrics));
+        let (line, generated) = (RefCell::default(), Cell::new(0));
+        Proxy { shared, upstream, recorder, drain, no_rule: Arc::from("none"), line, generated }
+    }
+
+    async fn reply(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        started: Instant,
+        in_force: &InForce,
+        notes: &mut Notes,
+    ) -> Reply {
+        let policy = &in_force.policy;
+        let (head, body) = request.into_parts();
+        let mut body = pin!(body);
+        let config = &self.shared.config;
+        let until = started + policy.longest_timeout();
+        if let Some(rejection) = self.unwanted(&head) {
+            self.discard(body, until).await;
+            return self.rejected(&head, &rejection, in_force, notes);
+        }
+        let mut drain = self.drain.clone();
+        let read = tokio::select! {
+            biased;
+            read = wire::read(body.as_mut(), config.max_request_size, &self.shared.held, until) => read,
+            () = drain.reached(Stage::Cut) => Err(ReadFault::Ending),
+        };
+        let (bytes, holding) = match read {
+            Ok(read) => read,
+            Err(ReadFault::Full) => {
+                self.discard(body, until).await;
+                return self.unread(
+                    &head,
+                    Cause::Overloaded,
+                    "the bytes held are at --max-held",
+                    in_force,
+                    notes,
+                );
+            }
+            Err(ReadFault::Ending) => {
+                let detail = "the drain timeout came before the body";
+                return self.unread(&head, Cause::Draining, detail, in_force, notes);
+            }
+            Err(fault) => {
+                let rejection = match fault {
+                    ReadFault::TooLarge => Rejection::TooLarge { limit: config.max_request_size },
+                    ReadFault::Slow => Rejection::SlowBody { after_ms: millis(policy.longest_timeout()) },
+                    ReadFault::Cut | ReadFault::Full | ReadFault::Ending => Rejection::BodyCut,
+                };
+                if fault == ReadFault::TooLarge {
+                    self.discard(body, until).await;
+                }
+                return self.rejected(&head, &rejection, in_force, notes);
+            }
+        };
+        notes.holding = Some(holding);
+        let raw = RawRequest { head, body: bytes };
+        let callback = match Callback::parse(raw, policy.validation(), || self.generate()) {
+            Ok(callback) => callback,
+            Err((raw, rejection)) if policy.mode() == Mode::Observe && rejection.may_be_observed() => {
+                let would = self.rejected(&raw.head, &rejection, in_force, notes);
+                notes.instead = Some((would.verdict(), would.why()));
+                Callback::unchecked(raw, || self.generate())
+            }
+            Err((raw, rejection)) => return self.rejected(&raw.head, &rejection, in_force, notes),
+        };
+        let reply = self.decided(&callback, in_force, started, peer, notes).await;
+        notes.callback = Some(callback);
+        reply
+    }
+
+    async fn discard(&self, body: Pin<&mut Incoming>, until: Instant) {
+        let mut drain = self.drain.clone();
+        tokio::select! {
+            () = wire::discard(body, until) => {}
+            () = drain.reached(Stage::Cut) => {}
+        }
+    }
+
+    /// Does what the policy says about a callback that was accepted.
+    async fn decided(
+        &self,
+        callback: &Callback,
+        in_force: &InForce,
+        started: Instant,
+        peer: SocketAddr,
+        notes: &mut Notes,
+    ) -> Reply {
+        let policy = &in_force.policy;
+        let waiting = Waiting { proxy: self, callback, started };
+        let noticed: Findings = callback.wrong_type().map(|_| Finding::FieldType).into_iter().collect();
+        let reply = match policy.decide(&callback.subject(), in_force.over.as_ref(), SystemTime::now()) {
+            Decision::Answer { answer, by } => {
+                notes.decided_by(by);
+                Reply::rule(answer, callback, noticed)
+            }
+            Decision::Ask(plan) => {
+                notes.rule = Some(Arc::clone(&plan.rule.name));
+                notes.over = plan.over.map(|over| over.reason().to_owned());
+                let deadline = started + plan.timeout;
+                notes.deadline = Some(deadline);
+                let settled = self.ask(callback, &plan, in_force, deadline, peer, noticed).await;
+                notes.detail = settled.detail.or(notes.detail.take());
+                // A rule's own answer would have come before anything the app says.
+                let would = plan.would_answer.map(|answer| Reply::rule(answer, callback, noticed));
+                let would = would.map(|reply| (reply.verdict(), reply.why()));
+                let given = (settled.reply.verdict(), settled.reply.why());
+                let instead =
+                    would.map_or(settled.instead, |would| Some(would).filter(|would| *would != given));
+                notes.instead = notes.instead.or(instead);
+                settled.reply
+            }
+        };
+        // Its caller is still there: what is told of it now is told with its answer.
+        std::mem::forget(waiting);
+        reply
+    }
+
+    /// Asks the app once, if the bounds and the breaker let it, and makes an answer of what comes of it.
+    async fn ask(
+        &self,
+        callback: &Callback,
+        plan: &Plan<'_>,
+        in_force: &InForce,
+        deadline: Instant,
+        peer: SocketAddr,
+        noticed: Findings,
+    ) -> Settled {
+        let rule = in_force.rule(plan.rule_index);
+        let mut permit = None;
+        let outcome = 'outcome: {
+            let Some(_slot) = take_slot(&self.shared.in_flight, self.shared.config.max_in_flight) else {
+                break 'outcome Outcome::Failed(Failure::Overloaded(
+                    "callbacks in flight are at --max-in-flight",
+                ));
+            };
+            let limit = plan.max_in_flight().unwrap_or(usize::MAX);
+            let Some(_slot_of_rule) = rule.take_slot(limit) else {
+                break 'outcome Outcome::Failed(Failure::Overloaded(
+                    "the rule's callbacks are at its maxInFlight",
+                ));
+            };
+            if let (Some(_), Some(breaker)) = (plan.breaker(), &rule.breaker) {
+                match breaker.admit(Instant::now()) {
+                    Ok(admitted) => permit = Some(admitted),
+                    Err(_) => break 'outcome Outcome::Failed(Failure::BreakerOpen),
+                }
+            }
+            self.exchange(callback, deadline, peer).await
+        };
+        let draining = self.drain.stage() >= Stage::Leaving;
+        let settled = settle(callback, plan, outcome, noticed, draining);
+        if let Some(permit) = permit {
+            permit.record(settled.learned, Instant::now());
+        }
+        settled
+    }
+
+    async fn exchange(&self, callback: &Callback, deadline: Instant, peer: SocketAddr) -> Outcome {
+        let asked = Instant::now();
+        let wake = deadline - TIMER_GRAIN;
+        let Some(left) = wake.checked_duration_since(asked).filter(|left| !left.is_zero()) else {
+            return Outcome::Failed(Failure::Timeout { doing: "receiving the callback" });
+        };
+        let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left);
+        let mut drain = self.drain.clone();
+        let answered = tokio::select! {
+            biased;
+            answered = self.upstream.exchange(head, callback.body()) => answered,
+            () = tokio::time::sleep_until(wake.into()) => Err(Failure::Timeout { doing: "waiting for the app" }),
+            () = drain.reached(Stage::Cut) => Err(Failure::Draining),
+        };
+        self.shared.metrics.upstream(asked.elapsed());
+        answered.map_or_else(Outcome::Failed, Outcome::Answered)
+    }
+
+    /// What is wrong with a request before its body is worth reading.
+    fn unwanted(&self, head: &request::Parts) -> Option<Rejection> {
+        if let Some(auth) = &self.shared.auth {
+            let given = head.headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+            if !auth.verify(given) {
+                return Some(Rejection::Unauthorized);
+            }
+        }
+        let (found, limit) = (wire::head_size(head), self.shared.config.max_header_size);
+        (found > limit).then_some(Rejection::HeaderTooLarge { found, limit })
+    }
+
+    fn rejected(
+        &self,
+        head: &request::Parts,
+        rejection: &Rejection,
+        in_force: &InForce,
+        notes: &mut Notes,
+    ) -> Reply {
+        let target = Target::parse(&head.uri).unwrap_or_else(|_| Target::none());
+        let command = notes.name_by_head(head, &target);
+        notes.detail = Some(rejection.to_string());
+        Reply::rejection(rejection, in_force.policy.validation().on_rejection, echoes(command))
+    }
+
+    /// The answer to a callback whose body is not there, for want of room or of time: what the rule says that can be told by its command.
+    fn unread(
+        &self,
+        head: &request::Parts,
+        cause: Cause,
+        detail: &str,
+        in_force: &InForce,
+        notes: &mut Notes,
+    ) -> Reply {
+        if head.method != Method::POST {
+            let rejection = Rejection::method(&head.method);
+            return self.rejected(head, &rejection, in_force, notes);
+        }
+        let target = match Target::parse(&head.uri) {
+            Ok(target) => target,
+            Err(rejection) => return self.rejected(head, &rejection, in_force, notes),
+        };
+        let command = notes.name_by_head(head, &target);
+        notes.detail = Some(detail.to_owned());
+        let subject = Subject { name: target.name(), command, ..Subject::default() };
+        match in_force.policy.decide(&subject, in_force.over.as_ref(), SystemTime::now()) {
+            Decision::Answer { answer, by } => {
+                notes.decided_by(by);
+                let deny = Answer::Deny(in_force.policy.default_deny());
+                Reply::fallback_unread(cause, answer, deny, echoes(command))
+            }
+            Decision::Ask(plan) => {
+                notes.over = plan.over.map(|over| over.reason().to_owned());
+                // A rule above that looks into the body might be for this one, and deny.
+                let strict = in_force.policy.blind_denial(&subject, cause).filter(|_| plan.over.is_none());
+                let rule = strict.unwrap_or(plan.rule);
+                notes.rule = Some(Arc::clone(&rule.name));
+                let deny = Answer::Deny(rule.deny());
+                let fallback = if strict.is_some() { deny } else { plan.fallback(cause) };
+                Reply::fallback_unread(cause, fallback, deny, echoes(command))
+            }
+        }
+    }
+
+    fn record(&self, reply: &Reply, notes: &Notes, started: Instant) {
+        let now = Instant::now();
+        let took = now - started;
+        let rule = notes.rule.as_ref().unwrap_or(&self.no_rule);
+        let margin = notes.deadline.map(|deadline| {
+            let late = now.saturating_duration_since(deadline).as_secs_f64();
+            deadline.saturating_duration_since(now).as_secs_f64() - late
+        });
+        self.recorder.record(&Counting {
+            command: notes.command(),
+            rule,
+            verdict: reply.verdict(),
+            origin: reply.origin(),
+            why: reply.why(),
+            findings: reply.findings(),
+            took,
+            margin,
+        });
+        if let Some((_, why)) = notes.instead {
+            self.recorder.observed(why);
+        }
+        let decision = log::Decision {
+            operation_id: notes.operation_id(),
+            command: notes.name(),
+            rule: notes.rule.as_deref().unwrap_or_default(),
+            verdict: reply.verdict(),
+            origin: reply.origin(),
+            why: reply.why(),
+            findings: reply.findings(),
+            took,
+            detail: notes.detail.as_deref(),
+            instead: notes.instead,
+            over: notes.over.as_deref(),
+        };
+        let mut line = self.line.borrow_mut();
+        line.clear();
+        decision.write(&mut line, Format::Json, SystemTime::now());
+        self.shared.recent.push(&line);
+        let level = if decision.is_warning() { LevelFilter::WARN } else { LevelFilter::INFO };
+        if level > self.shared.config.log_level {
+            return;
+        }
+        if self.shared.config.log_format == Format::Text {
+            line.clear();
+            decision.write(&mut line, Format::Text, SystemTime::now());
+        }
+        self.shared.log.push(line.as_bytes());
+    }
+
+    /// An operation ID for a caller that sent none: unlike any other of this process, and of others.
+    fn generate(&self) -> String {
+        use std::hash::{BuildHasher as _, RandomState};
+        self.generated.set(self.generated.get() + 1);
+        format!("guard-{:016x}", RandomState::new().hash_one((self.generated.get(), SystemTime::now())))
+    }
+}
+
+/// A callback whose caller waits. Dropped, it tells that the caller did not wait long enough: OpenIM's own timeout is
+/// then shorter than the policy says.
+struct Waiting<'w> {
+    proxy: &'w Proxy,
+    callback: &'w Callback,
+    started: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.proxy.shared.metrics.abandoned();
+        let id: String = self.callback.operation_id().text.chars().take(SHOWN_OPERATION_ID).collect();
+        tracing::warn!(
+            operationID = id,
+            command = self.callback.target().name(),
+            waited_ms = millis(self.started.elapsed()),
+            "The caller hung up before its answer"
+        );
+    }
+}
+
+/// Whether an allow of this command must echo the request.
+fn echoes(command: Option<&Command>) -> bool {
+    match command.map(|command| command.default) {
+        Some(SafeDefault::Echo(_)) => true,
+        Some(SafeDefault::Plain) | None => false,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,586 @@
+//! Accepts connections, ends TLS and speaks HTTP/1.1 and HTTP/2, each connection within its bounds.
+//!
+//! What Go's client does decides how a connection ends. It does not repeat a POST that was under way when the
+//! server closed a kept connection, so no connection is closed while it might be used: an ending is announced first
+//! (GOAWAY, or `Connection: close` on the next answer), and an idle HTTP/1 connection is left alone for a quarter of an
+//! hour. And it keeps one HTTP/2 connection for ever, so that a new pod would never be called: every connection is
+//! ended, gracefully, at a certain age.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Sleep, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{debug, warn};
+
+use crate::drain::{Stage, Watch};
+use crate::metrics::Metrics;
+use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// How long the accept loop rests after an error such as "too many open files".
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The same trouble of the accept loop is told once in so long.
+const WARN_AGAIN: Duration = Duration::from_secs(10);
+
+/// Streams a caller may open at once on one HTTP/2 connection: more than `--max-in-flight` lets through.
+const STREAMS: u32 = 1024;
+
+/// The client's half of the HTTP/2 preface (RFC 9113, section 3.4).
+const H2_PREFACE_BYTES: usize = 24;
+
+/// How long a connection that was told to end may go on: the longest OpenIM waits, and a little more.
+const LAST_ANSWERS: Duration = Duration::from_secs(20);
+
+/// How long a connection may take to say good-bye.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// hyper's own limits on a head answer with an empty body; it gets so many times ours, and we answer.
+const HYPERS_SHARE: usize = 4;
+
+/// What a listener allows.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long the head of a request may take, from its first byte.
+    pub header_timeout: Duration,
+    /// Most bytes of a head.
+    pub header_limit: usize,
+    /// When a connection is ended, give or take a tenth.
+    pub connection_age: Duration,
+    /// How long a connection past its age may be idle before it is closed.
+    pub idle_timeout: Duration,
+}
+
+/// A listening socket, its address known, nothing served yet.
+#[derive(Debug)]
+pub struct Bound {
+    sockets: Vec<std::net::TcpListener>,
+    address: SocketAddr,
+}
+
+impl Bound {
+    /// Listens with one socket for each worker. Only several share a port by `SO_REUSEPORT`: with one, a port that is
+    /// taken is an error and not a silent share.
+    pub fn new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
+        let mut sockets = vec![listen(address, workers > 1)?];
+        // With port 0 the first takes a free one, and the others the same.
+        let address = sockets[0].local_addr()?;
+        for _ in 1..workers {
+            sockets.push(listen(address, true)?);
+        }
+        Ok(Bound { sockets, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The sockets, one for each worker.
+    pub fn into_sockets(self) -> Vec<std::net::TcpListener> {
+        self.sockets
+    }
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // [::] is both families wherever the system allows it.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Answers requests. One to a worker; never shared between threads.
+pub trait Handler: 'static {
+    /// Answers one request of this peer. Dropping the future is how a caller that hangs up cancels what it asked.
+    fn answer(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> impl Future<Output = Response<Full<Bytes>>>;
+}
+
+/// What the connections of one worker share.
+#[derive(Debug)]
+pub struct Server<H> {
+    /// Who answers.
+    pub handler: Rc<H>,
+    /// The certificate, and who may call.
+    pub tls: Tls,
+    /// The bounds.
+    pub limits: Limits,
+    /// A permit for each connection of the process.
+    pub connections: Arc<Semaphore>,
+    /// Where connections are counted.
+    pub metrics: Arc<Metrics>,
+    /// The pod's end.
+    pub drain: Watch,
+}
+
+impl<H: Handler> Server<H> {
+    /// Accepts until the drain closes the listener; connections go on in tasks of their own.
+    pub async fn serve(self: Rc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        let mut drain = self.drain.clone();
+        let mut closed = pin!(drain.reached(Stage::Closed));
+        let mut warned: Option<Instant> = None;
+        loop {
+            let permit = match Arc::clone(&self.connections).try_acquire_owned() {
+                Ok(permit) => permit,
+                Err(_) => {
+                    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+                        warn!("The number of connections is at --max-connections: new ones wait");
+                        warned = Some(Instant::now());
+                    }
+                    tokio::select! {
+                        biased;
+                        () = &mut closed => break,
+                        permit = Arc::clone(&self.connections).acquire_owned() => {
+                            permit.expect("the semaphore is never closed")
+                        }
+                    }
+                }
+            };
+            let accepted = tokio::select! {
+                biased;
+                () = &mut closed => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let server = Rc::clone(&self);
+                    // Counted before its task begins: the end waits for it from here on.
+                    let counted = server.metrics.connection();
+                    tokio::task::spawn_local(async move {
+                        server.connection(stream, peer).await;
+                        drop((permit, counted));
+                    });
+                }
+                Err(error) => {
+                    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+                        warn!(%error, "A connection cannot be accepted; trying again");
+                        warned = Some(Instant::now());
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // Whoever is in the queue already was told that we listen. The socket itself is asked: what came since tokio last
+        // looked is not known to it.
+        let Ok(listener) = listener.into_std() else { return Ok(()) };
+        while let Ok((stream, peer)) = listener.accept() {
+            let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else {
+                continue;
+            };
+            let server = Rc::clone(&self);
+            let counted = server.metrics.connection();
+            tokio::task::spawn_local(async move {
+                server.connection(stream, peer).await;
+                drop(counted);
+            });
+        }
+        Ok(())
+    }
+
+    async fn connection(self: Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        // A socket that cannot be told to send at once still works, a little later.
+        let _ = stream.set_nodelay(true);
+        let secure = match timeout(self.limits.handshake_timeout, self.handshake(stream)).await {
+            Ok(Ok(secure)) => secure,
+            Ok(Err(failure)) => return self.failed(failure, peer),
+            Err(_) => return self.failed(HandshakeFailure::Timeout, peer),
+        };
+        let h2 = secure.get_ref().1.alpn_protocol() == Some(b"h2");
+        let activity = Rc::new(Activity::new(h2));
+        let io = TokioIo::new(Watched {
+            stream: secure,
+            activity: Rc::clone(&activity),
+            limit: self.limits.header_timeout,
+            timer: None,
+        });
+        let service = {
+            let (server, activity) = (Rc::clone(&self), Rc::clone(&activity));
+            service_fn(move |request| {
+                let (handler, activity) = (Rc::clone(&server.handler), Rc::clone(&activity));
+                async move {
+                    let _active = activity.begin();
+                    let mut response = handler.answer(request, peer).await;
+                    // Asked when the answer leaves: the end may have come while it was made.
+                    if !activity.h2 && activity.ending.get() {
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, std::convert::Infallible>(response)
+                }
+            })
+        };
+        let limit = self.limits.header_limit * HYPERS_SHARE;
+        if h2 {
+            let connection = http2::Builder::new(LocalExecutor)
+                .max_concurrent_streams(STREAMS)
+                .max_header_list_size(u32::try_from(limit).unwrap_or(u32::MAX))
+                .serve_connection(io, service);
+            self.drive(pin!(connection), &activity).await;
+        } else {
+            let connection = http1::Builder::new()
+                .header_read_timeout(None)
+                .max_header_size(limit)
+                .max_buf_size(limit.max(512 << 10))
+                .serve_connection(io, service);
+            self.drive(pin!(connection), &activity).await;
+        }
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
+        let mut first = [0; 8];
+        let seen = stream.peek(&mut first).await.map_err(|error| HandshakeFailure::of(&error))?;
+        if looks_like_plain_http(&first[..seen]) {
+            plain_http(stream).await;
+            return Err(HandshakeFailure::PlainHttp);
+        }
+        TlsAcceptor::from(self.tls.config())
+            .accept(stream)
+            .await
+            .map_err(|error| HandshakeFailure::of(&error))
+    }
+
+    fn failed(&self, failure: HandshakeFailure, peer: SocketAddr) {
+        self.metrics.handshake_failed(failure.label());
+        match failure {
+            // Port scanners and probes of load balancers; the metric counts them.
+            HandshakeFailure::Closed | HandshakeFailure::Io => {
+                debug!(%peer, "A connection ended before TLS began")
+            }
+            HandshakeFailure::PlainHttp => {
+                warn!(%peer, "Plain HTTP came to the TLS port: webhooks.url must begin with https://");
+            }
+            HandshakeFailure::UnknownCa => warn!(
+                %peer,
+                "The caller does not trust this certificate: OpenIM takes its trust from the system's roots or from \
+                 SSL_CERT_FILE"
+            ),
+            HandshakeFailure::Timeout
+            | HandshakeFailure::NoClientCertificate
+            | HandshakeFailure::BadCertificate
+            | HandshakeFailure::ProtocolVersion
+            | HandshakeFailure::NoCommonCipher
+            | HandshakeFailure::NoCommonAlpn
+            | HandshakeFailure::Garbage => warn!(%peer, reason = failure.label(), "A TLS handshake failed"),
+        }
+    }
+
+    /// Runs a connection to its end: its own, its age's or the drain's.
+    async fn drive<C: Graceful>(&self, mut connection: Pin<&mut C>, activity: &Activity) {
+        let (mut leave, mut end) = (self.drain.clone(), self.drain.clone());
+        let mut leaving = pin!(leave.reached(Stage::Leaving));
+        let mut over = pin!(end.reached(Stage::Over));
+        // A connection that comes while the pod is leaving is served, and then told to go elsewhere.
+        let age = if self.drain.stage() >= Stage::Leaving { Duration::from_secs(1) } else { self.age() };
+        let mut timer = pin!(sleep(age));
+        let mut moved = self.drain.stage() >= Stage::Leaving;
+        // Over HTTP/1.1 its first answer says so already.
+        activity.ending.set(moved && !activity.h2);
+        loop {
+            tokio::select! {
+                biased;
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        self.bad_http(&error);
+                    }
+                    return;
+                }
+                () = &mut over => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(LAST_WORDS, connection.as_mut()).await;
+                    return;
+                }
+                () = &mut leaving, if !moved => {
+                    moved = true;
+                    self.end(connection.as_mut(), activity, timer.as_mut());
+                }
+                () = &mut timer => {
+                    if !activity.ending.get() {
+                        self.end(connection.as_mut(), activity, timer.as_mut());
+                    } else if let Some(later) = self.may_stay(activity) {
+                        timer.as_mut().reset(later.into());
+                    } else {
+                        connection.as_mut().graceful_shutdown();
+                        let _ = timeout(LAST_WORDS, connection.as_mut()).await;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What hyper refused by itself, with an empty body: it never came to the proxy, and is told here.
+    fn bad_http(&self, error: &hyper::Error) {
+        let mut source = std::error::Error::source(error);
+        let mut timed_out = false;
+        while let Some(inner) = source {
+            timed_out |=
+                inner.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::TimedOut);
+            source = inner.source();
+        }
+        if timed_out {
+            self.metrics.bad_http("slow-head");
+            warn!(limit = ?self.limits.header_timeout, "The head of a request took longer than --header-timeout");
+        } else if error.is_parse() || error.is_parse_too_large() {
+            self.metrics.bad_http("malformed");
+            warn!(%error, "A request is not HTTP as it should be: answered 400 or 431 with an empty body");
+        } else {
+            // Callers that hang up, and HTTP/2 connections that break its rules.
+            self.metrics.bad_http("ended");
+            debug!(%error, "A connection ended with an error");
+        }
+    }
+
+    /// Announces the end: GOAWAY now, or `Connection: close` with the next answer.
+    fn end<C: Graceful>(&self, connection: Pin<&mut C>, activity: &Activity, timer: Pin<&mut Sleep>) {
+        activity.ending.set(true);
+        if activity.h2 {
+            connection.graceful_shutdown();
+        }
+        let stay = if activity.h2 { LAST_ANSWERS } else { self.limits.idle_timeout };
+        timer.reset((Instant::now() + stay).into());
+    }
+
+    /// Until when a connection whose end was announced may still be there.
+    fn may_stay(&self, activity: &Activity) -> Option<Instant> {
+        if activity.h2 {
+            return None;
+        }
+        let until = activity.quiet_since.get() + self.limits.idle_timeout;
+        let now = Instant::now();
+        match (activity.active.get(), until > now) {
+            (0, false) => None,
+            (0, true) => Some(until),
+            (_, _) => Some(now + LAST_ANSWERS),
+        }
+    }
+
+    /// The age, jittered by a tenth, so that connections that came together do not go together.
+    fn age(&self) -> Duration {
+        let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
+        self.limits.connection_age.mul_f64(0.9 + 0.2 * random)
+    }
+}
+
+/// Tells a caller without TLS what is wrong, in a way that OpenIM reads as a refusal and a person understands.
+async fn plain_http(mut stream: TcpStream) {
+    let text = "callback rejected: plain HTTP came to a TLS port, webhooks.url must begin with https://";
+    let body = crate::verdict::deny_body(crate::callback::rejection::REJECTION_CODE, text, "plain-http");
+    let head = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let answer = [head.into_bytes(), body].concat();
+    let _ = stream.write_all(&answer).await;
+    let _ = stream.shutdown().await;
+    // Closing with the request unread would reset the connection under the answer.
+    let mut rest = [0; 4096];
+    for _ in 0..16 {
+        let read = tokio::io::AsyncReadExt::read(&mut stream, &mut rest);
+        if !matches!(timeout(LAST_WORDS, read).await, Ok(Ok(1..))) {
+            break;
+        }
+    }
+}
+
+/// The two kinds of connection hyper serves.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    /// Takes no more requests and ends when those under way are answered.
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<I, B, S> Graceful for http1::Connection<I, S>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http1::Connection::graceful_shutdown(self);
+    }
+}
+
+impl<I, B, S, E> Graceful for http2::Connection<I, S, E>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http2::Connection::graceful_shutdown(self);
+    }
+}
+
+/// Runs hyper's tasks on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        // A panic of the task is counted by the process's panic hook and ends that stream alone.
+        drop(tokio::task::spawn_local(async move {
+            future.await;
+        }));
+    }
+}
+
+/// What a connection is doing, seen by its stream, its service and whoever drives it.
+struct Activity {
+    h2: bool,
+    /// Requests being answered.
+    active: Cell<usize>,
+    /// When the last answer ended, or the connection began.
+    quiet_since: Cell<Instant>,
+    /// Bytes read since the last request began or ended: a head under way.
+    unread_head: Cell<usize>,
+    /// Whether the end was announced, or is with the next answer.
+    ending: Cell<bool>,
+    /// Whether a request ever came.
+    served: Cell<bool>,
+}
+
+impl Activity {
+    fn new(h2: bool) -> Activity {
+        Activity {
+            h2,
+            active: Cell::new(0),
+            quiet_since: Cell::new(Instant::now()),
+            unread_head: Cell::new(0),
+            ending: Cell::new(false),
+            served: Cell::new(false),
+        }
+    }
+
+    fn begin(self: &Rc<Self>) -> Active {
+        self.active.set(self.active.get() + 1);
+        self.unread_head.set(0);
+        self.served.set(true);
+        Active(Rc::clone(self))
+    }
+
+    /// Whether the caller owes us the rest of something: over HTTP/1 a head that has begun, over HTTP/2 the preface. (A
+    /// later frame that stalls there costs the caller its connection, whose age is bounded.)
+    fn owes(&self) -> bool {
+        let unread = self.unread_head.get();
+        if self.h2 {
+            !self.served.get() && unread < H2_PREFACE_BYTES
+        } else {
+            self.active.get() == 0 && unread > 0
+        }
+    }
+}
+
+/// A request being answered, until it is dropped.
+struct Active(Rc<Activity>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get() - 1);
+        self.0.quiet_since.set(Instant::now());
+        self.0.unread_head.set(0);
+    }
+}
+
+/// A caller's stream that ends when a head takes too long. The time runs from its first byte, so that an idle
+/// connection is left alone.
+struct Watched {
+    stream: TlsStream<TcpStream>,
+    activity: Rc<Activity>,
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let activity = &this.activity;
+        if read.is_ready() {
+            activity.unread_head.set(activity.unread_head.get() + buffer.filled().len() - before);
+            return read;
+        }
+        if !activity.owes() {
+            this.timer = None;
+            return Poll::Pending;
+        }
+        let limit = this.limit;
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until((Instant::now() + limit).into())));
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the head took too long")))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,191 @@
+//! Where the policy comes from: what is loaded is proved whole, and only then in force.
+//!
+//! Policy and override are loaded apart, so that an override for 3 a.m. works beside a broken policy. A broken
+//! one of either leaves the last good one in force, and says why: in the log, in a metric, on `/policy`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::in_force::{InForce, SourceKind};
+use crate::metrics::Metrics;
+use crate::policy::{self, Override, Policy, Warnings, overrides};
+use crate::status::Refused;
+
+mod api_server;
+pub mod config_map;
+pub mod file;
+
+/// Puts policies in force. Clones publish to the same receivers.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    in_force: Arc<watch::Sender<Arc<InForce>>>,
+    metrics: Arc<Metrics>,
+    refused_policy: Refused,
+    refused_override: Refused,
+    /// Whether the ConfigMap has delivered, good or bad.
+    from_cluster: Arc<AtomicBool>,
+}
+
+impl Publisher {
+    /// Starts with the built-in defaults in force.
+    pub fn new(metrics: Arc<Metrics>) -> (Publisher, watch::Receiver<Arc<InForce>>) {
+        let builtin = Arc::new(InForce::builtin());
+        metrics.policy_in_force(&builtin);
+        metrics.policy_mended(true);
+        let (sender, receiver) = watch::channel(builtin);
+        let publisher = Publisher {
+            in_force: Arc::new(sender),
+            metrics,
+            refused_policy: Refused::default(),
+            refused_override: Refused::default(),
+            from_cluster: Arc::default(),
+        };
+        (publisher, receiver)
+    }
+
+    /// What is in force now.
+    pub fn current(&self) -> Arc<InForce> {
+        Arc::clone(&self.in_force.borrow())
+    }
+
+    /// Puts a policy in force; the override stays.
+    pub fn policy(&self, policy: Policy, warnings: &Warnings, source: SourceKind, revision: String) {
+        for warning in warnings.iter() {
+            warn!(problem = %warning, "The policy has a weak spot");
+        }
+        self.in_force.send_modify(|before| {
+            let over = before.over.clone();
+            *before = Arc::new(InForce::new(policy, over, source, revision, Some(before.as_ref())));
+        });
+        let now = self.current();
+        self.metrics.policy_in_force(&now);
+        self.mended(&self.refused_policy);
+        info!(
+            policy.source = source.label(),
+            policy.hash = now.policy.hash(),
+            policy.revision = now.revision,
+            policy.rules = now.policy.rules().len(),
+            policy.mode = now.policy.mode().label(),
+            "A policy is in force"
+        );
+    }
+
+    /// Puts an override beside the policy, or takes it away.
+    pub fn over(&self, over: Option<Override>, warnings: &Warnings) {
+        for warning in warnings.iter() {
+            warn!(problem = %warning, "The override has a weak spot");
+        }
+        match &over {
+            Some(over) => {
+                warn!(over.until = over.until_text(), over.reason = over.reason(), "An override is set");
+            }
+            None if self.current().over.is_some() => info!("The override is taken away"),
+            None => {}
+        }
+        self.in_force.send_modify(|before| {
+            let InForce { policy, source, revision, .. } = before.as_ref();
+            let policy = policy.clone();
+            *before = Arc::new(InForce::new(policy, over, *source, revision.clone(), Some(before.as_ref())));
+        });
+        self.mended(&self.refused_override);
+    }
+
+    /// Says that a policy was refused, and keeps what is in force.
+    pub fn refused_policy(&self, from: &str, reason: String) {
+        error!(policy.from = from, reason, "The policy is refused; the last good one stays in force");
+        self.metrics.policy_refused();
+        self.refused_policy.set(Some(reason));
+    }
+
+    /// Says that an override was refused, and keeps what is in force.
+    pub fn refused_override(&self, from: &str, reason: String) {
+        error!(over.from = from, reason, "The override is refused; what was in force stays");
+        self.metrics.policy_refused();
+        self.refused_override.set(Some(reason));
+    }
+
+    /// The policy that is in force was seen again: nothing refused is waiting any more.
+    pub fn policy_is_good(&self) {
+        if self.refused_policy.reason().is_some() {
+            self.mended(&self.refused_policy);
+            info!("The policy is again the one in force");
+        }
+    }
+
+    /// The override beside it was seen again.
+    pub fn override_is_good(&self) {
+        if self.refused_override.reason().is_some() {
+            self.mended(&self.refused_override);
+            info!("The override is again the one in force");
+        }
+    }
+
+    /// One of the two is good again; the other may still wait.
+    fn mended(&self, refused: &Refused) {
+        refused.set(None);
+        self.metrics.policy_mended(self.refused() == [None, None]);
+    }
+
+    /// Whether the ConfigMap is watched at the moment.
+    pub fn watch_connected(&self, connected: bool) {
+        self.metrics.policy_watch(connected);
+    }
+
+    /// Whether the ConfigMap has delivered: files are no longer read then.
+    pub fn is_from_cluster(&self) -> bool {
+        self.from_cluster.load(Ordering::Relaxed)
+    }
+
+    /// The ConfigMap has delivered: from now on it alone is the source.
+    pub fn delivered_from_cluster(&self) {
+        self.from_cluster.store(true, Ordering::Relaxed);
+    }
+
+    /// Why the last policy and the last override were refused, where they were.
+    pub fn refused(&self) -> [Option<String>; 2] {
+        [self.refused_policy.reason(), self.refused_override.reason()]
+    }
+
+    /// Says in the log when an override begins or ends by itself. Runs for ever.
+    pub async fn tell_override(&self) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut was_active = false;
+        loop {
+            ticks.tick().await;
+            let now = self.current();
+            let active = now.over.as_ref().is_some_and(|over| over.active(SystemTime::now()));
+            if was_active
+                && !active
+                && let Some(over) = &now.over
+            {
+                warn!(over.until = over.until_text(), "The override has ended by itself");
+            }
+            was_active = active;
+        }
+    }
+}
+
+/// Problems as one text, a line each: for a log field, a page and a person alike.
+pub fn lines(problems: &policy::Problems) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A text to a policy, through the one door; the problems as text.
+pub fn compile(text: &str) -> Result<(Policy, Warnings), String> {
+    policy::compile(text).map_err(|problems| lines(&problems))
+}
+
+/// A text to an override.
+pub fn compile_override(text: &str) -> Result<(Option<Override>, Warnings), String> {
+    overrides::compile(text, SystemTime::now()).map_err(|problems| lines(&problems))
+}
+
+/// A path for a log field.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

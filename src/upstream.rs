@@ -1,0 +1,660 @@
+//! Asks the app: one HTTP/1.1 exchange on a kept connection, never repeated once its bytes may have arrived.
+//!
+//! The client is our own, on a plain socket. A library's client runs its connection in a task of its own and hides
+//! what this module has to know: whether a byte of the request was written, and whether it can have arrived. It also
+//! costs a tenth of the whole callback. What HTTP/1 asks of a client is kept small: a head (parsed by `httparse`), three
+//! ways to frame a body, and the rule when a connection may be used again (RFC 9112, sections 6 and 9).
+//!
+//! Nothing in here reads a clock or knows a deadline, except to ask how long a connection has been idle: the caller
+//! drops the exchange when its time has come, and with it the connection.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, IoSlice, Read as _};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::held::{Held, Holding, SMALL_BODY_BYTES};
+use crate::verdict::{Finding, Findings, Invalid};
+use delivery::TcpInfo;
+use outcome::{Answered, Failure};
+
+mod delivery;
+pub mod outcome;
+
+/// How long a kept connection may be idle and still be used. The shortest keep-alive in common use is gunicorn's 2 s,
+/// then Node's and uvicorn's 5 s; half of the shortest keeps the app's closing and our writing well apart. A new
+/// connection over loopback costs 0.1 ms.
+const KEPT_IDLE: Duration = Duration::from_secs(1);
+
+/// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
+const KEPT_CONNECTIONS: usize = 100;
+
+/// Most headers of an answer.
+const HEADERS_LIMIT: usize = 128;
+
+/// Most interim (1xx) answers before the real one.
+const INTERIM_LIMIT: usize = 16;
+
+/// A request up to this size goes out in one write, its body copied behind its head.
+const ONE_WRITE: usize = 16 << 10;
+
+/// How long to wait for room in the queue of a unix socket.
+const FULL_QUEUE: Duration = Duration::from_millis(2);
+
+/// How much is read at once.
+const READ_CHUNK: usize = 8 << 10;
+
+/// Largest buffer that an idle connection keeps for its next answer.
+const KEPT_BUFFER: usize = 32 << 10;
+
+/// Why an answer was not kept.
+const HELD: &str = "the bytes held are at --max-held";
+
+/// Where the app is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An address, no look-up needed.
+    Ip(SocketAddr),
+    /// A name and a port, looked up at each new connection.
+    Name(String, u16),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Ip(address) => write!(out, "http://{address}"),
+            Address::Name(host, port) => write!(out, "http://{host}:{port}"),
+            Address::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The app, as one worker sees it: its address and the connections kept to it. Not shared between threads.
+#[derive(Debug)]
+pub struct Upstream {
+    address: Address,
+    /// Most bytes of an answer's body.
+    answer_limit: usize,
+    /// Most bytes of an answer's head.
+    head_limit: usize,
+    held: Held,
+    kept: RefCell<Vec<(Connection, Instant)>>,
+}
+
+impl Upstream {
+    /// An app at this address. `answer_limit` and `head_limit` are bytes.
+    pub fn new(address: Address, answer_limit: usize, head_limit: usize, held: Held) -> Upstream {
+        Upstream { address, answer_limit, head_limit, held, kept: RefCell::default() }
+    }
+
+    /// Sends one request, `head` as it goes over the wire, and reads the whole answer.
+    ///
+    /// Dropping the future ends the exchange and its connection.
+    pub async fn exchange(&self, head: Vec<u8>, body: &Bytes) -> Result<Answered, Failure> {
+        let mut request = Request { head, body };
+        if request.body.len() + request.head.len() <= ONE_WRITE {
+            request.head.extend_from_slice(body);
+            request.body = &[];
+        }
+        while let Some(connection) = self.kept_connection() {
+            match self.run(connection, &request).await {
+                // The app had closed this one before our bytes came: nothing was asked yet.
+                Err(Ended::Unread) => {}
+                Err(Ended::Failed(failure)) => return Err(failure),
+                Ok(answered) => return Ok(answered),
+            }
+        }
+        let connection = Connection::open(&self.address).await.map_err(|error| self.unreachable(error))?;
+        match self.run(connection, &request).await {
+            Ok(answered) => Ok(answered),
+            Err(Ended::Failed(failure)) => Err(failure),
+            Err(Ended::Unread) => Err(self.unreachable(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+
+    /// How many idle connections are kept.
+    pub fn kept(&self) -> usize {
+        self.kept.borrow().len()
+    }
+
+    fn unreachable(&self, error: io::Error) -> Failure {
+        // Our own want, and no fault of the app: a breaker must not count it.
+        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+            return Failure::Overloaded("no file descriptor is free for a connection to the app");
+        }
+        Failure::Unreachable { upstream: self.address.to_string(), error }
+    }
+
+    /// The connection that was used last, if it still is one.
+    fn kept_connection(&self) -> Option<Connection> {
+        let mut kept = self.kept.borrow_mut();
+        while let Some((connection, since)) = kept.pop() {
+            if since.elapsed() >= KEPT_IDLE {
+                // All below it have been idle for longer.
+                kept.clear();
+                return None;
+            }
+            if connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    async fn run(&self, mut connection: Connection, request: &Request<'_>) -> Result<Answered, Ended> {
+        let before = connection.written;
+        let sent = connection.send(request, self.head_limit).await;
+        let head = match connection.head(self.head_limit).await {
+            Ok(head) => head,
+            // The kernel tells of a reset once. Told to the write, it makes the read look like the end of the stream.
+            Err(NoHead::Ended) if !was_reset(&sent) && connection.proves_unread(before) => {
+                return Err(Ended::Unread);
+            }
+            Err(NoHead::Ended) => {
+                return Err(match sent {
+                    // A write that failed outright on a connection with no answer behind it: nothing went out at all.
+                    Err(_) if connection.written == before => Ended::Unread,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                        self.unreachable(error).into()
+                    }
+                    Ok(()) | Err(_) => Failure::Cut { at: "before an answer" }.into(),
+                });
+            }
+            Err(NoHead::Reset(_)) if connection.written == before => return Err(Ended::Unread),
+            Err(NoHead::Reset(error)) => return Err(self.unreachable(error).into()),
+            Err(NoHead::Cut) => return Err(Failure::Cut { at: "inside the head of its answer" }.into()),
+            Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
+        };
+        let (body, holding) = connection.body(head.framing, self.answer_limit, &self.held).await?;
+        let reusable = head.keep_alive && sent.is_ok() && connection.buffer.is_empty();
+        if reusable && head.framing != Framing::UntilEnd {
+            self.keep(connection);
+        }
+        let mut headers = head.headers;
+        let (body, noticed) = unpack(&mut headers, body, self.answer_limit)?;
+        let body = held(body, holding)?;
+        Ok(Answered { status: head.status, headers, body, noticed })
+    }
+
+    fn keep(&self, mut connection: Connection) {
+        if connection.buffer.capacity() > KEPT_BUFFER {
+            connection.buffer = BytesMut::new();
+        }
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() < KEPT_CONNECTIONS {
+            kept.push((connection, Instant::now()));
+        }
+    }
+}
+
+/// A request as it goes out.
+struct Request<'b> {
+    head: Vec<u8>,
+    body: &'b [u8],
+}
+
+/// Why an exchange has no answer.
+enum Ended {
+    /// It is proved that the app has seen none of it.
+    Unread,
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Ended {
+        Ended::Failed(failure)
+    }
+}
+
+/// Why an answer did not begin.
+enum NoHead {
+    /// The end of the stream, and not a byte before it.
+    Ended,
+    /// A reset, and not a byte before it.
+    Reset(io::Error),
+    /// The end or a reset in the middle.
+    Cut,
+    NotHttp(String),
+}
+
+/// The head of an answer.
+struct Head {
+    status: StatusCode,
+    headers: HeaderMap,
+    framing: Framing,
+    keep_alive: bool,
+}
+
+/// How the end of a body is known (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Length(usize),
+    Chunked,
+    UntilEnd,
+}
+
+/// A connection to the app, and what was read beyond what was asked for.
+#[derive(Debug)]
+struct Connection {
+    stream: Stream,
+    buffer: BytesMut,
+    /// Bytes written since the start, on top of what the kernel counted as acknowledged then (the handshake).
+    written: u64,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Connection {
+    async fn open(address: &Address) -> io::Result<Connection> {
+        let stream = match address {
+            Address::Ip(address) => Stream::Tcp(TcpStream::connect(address).await?),
+            Address::Name(host, port) => Stream::Tcp(TcpStream::connect((host.as_str(), *port)).await?),
+            Address::Unix(path) => loop {
+                match UnixStream::connect(path).await {
+                    // Its queue is full, which TCP would wait for. Nothing was sent; the deadline ends it.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        tokio::time::sleep(FULL_QUEUE).await
+                    }
+                    connected => break Stream::Unix(connected?),
+                }
+            },
+        };
+        let mut written = 0;
+        if let Stream::Tcp(tcp) = &stream {
+            // A socket that cannot be told to send at once still works, a little later.
+            let _ = tcp.set_nodelay(true);
+            written = TcpInfo::of(tcp.as_fd()).map_or(0, |info| info.bytes_acked);
+        }
+        Ok(Connection { stream, buffer: BytesMut::new(), written })
+    }
+
+    /// Whether an idle connection is open and has nothing to say. Asked of the kernel itself: what the runtime knows of
+    /// the socket is as old as its last look.
+    fn is_quiet(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit(); 1];
+        let seen = match &self.stream {
+            Stream::Tcp(tcp) => socket2::SockRef::from(tcp).peek(&mut byte),
+            Stream::Unix(unix) => socket2::SockRef::from(unix).peek(&mut byte),
+        };
+        matches!(seen, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    fn proves_unread(&self, before: u64) -> bool {
+        match &self.stream {
+            Stream::Tcp(tcp) => TcpInfo::of(tcp.as_fd()).is_ok_and(|info| info.proves_unread(before)),
+            Stream::Unix(_) => false,
+        }
+    }
+
+    /// Writes the request; an app that answers before it has read it all is listened to.
+    async fn send(&mut self, request: &Request<'_>, head_limit: usize) -> io::Result<()> {
+        let mut rest = bytes::Buf::chain(&request.head[..], request.body);
+        while rest.has_remaining() {
+            let mut slices = [IoSlice::new(&[]), IoSlice::new(&[])];
+            let count = rest.chunks_vectored(&mut slices);
+            let (stream, buffer) = (&mut self.stream, &mut self.buffer);
+            let early = buffer.len() < head_limit;
+            let written = std::future::poll_fn(|cx| {
+                if let Poll::Ready(written) = Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])
+                {
+                    return Poll::Ready(written.map(Some));
+                }
+                // The app's side is full. If it is talking meanwhile, it has an answer and wants no more.
+                if early && let Poll::Ready(read) = poll_some(stream, buffer, cx) {
+                    return Poll::Ready(read.map(|_| None));
+                }
+                Poll::Pending
+            })
+            .await?;
+            match written {
+                Some(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Some(count) => {
+                    rest.advance(count);
+                    self.written += count as u64;
+                }
+                None => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the head of the answer, past interim ones.
+    async fn head(&mut self, limit: usize) -> Result<Head, NoHead> {
+        let mut interim = 0;
+        loop {
+            let (length, head) = loop {
+                if !self.buffer.is_empty() {
+                    match parse_head(&self.buffer)? {
+                        Some(found) => break found,
+                        None if self.buffer.len() >= limit => {
+                            return Err(NoHead::NotHttp(format!("a head of more than {limit} bytes")));
+                        }
+                        None => {}
+                    }
+                }
+                let begun = interim > 0 || !self.buffer.is_empty();
+                match self.more().await {
+                    Ok(0) if begun => return Err(NoHead::Cut),
+                    Ok(0) => return Err(NoHead::Ended),
+                    Ok(_) => {}
+                    Err(_) if begun => return Err(NoHead::Cut),
+                    Err(error) => return Err(NoHead::Reset(error)),
+                }
+            };
+            self.buffer.advance(length);
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return Err(NoHead::NotHttp("101, and nobody asked for another protocol".to_owned()));
+            }
+            if !head.status.is_informational() {
+                return Ok(head);
+            }
+            interim += 1;
+            if interim > INTERIM_LIMIT {
+                return Err(NoHead::NotHttp(format!("more than {INTERIM_LIMIT} interim answers")));
+            }
+        }
+    }
+
+    /// Reads the body to its end.
+    async fn body(
+        &mut self,
+        framing: Framing,
+        limit: usize,
+        held: &Held,
+    ) -> Result<(Bytes, Holding), Failure> {
+        const CUT: Failure = Failure::Cut { at: "inside the body of its answer" };
+        let too_large = || Failure::Invalid(Invalid::TooLarge { limit });
+        let mut holding = held.nothing();
+        let mut hold = |bytes: usize| holding.grow_to(bytes).map_err(|_| Failure::Overloaded(HELD));
+        let body = match framing {
+            Framing::Length(length) if length > limit => return Err(too_large()),
+            Framing::Length(length) => {
+                hold(length)?;
+                // Room for what is announced is made as it comes: an announcement costs the app nothing.
+                while self.buffer.len() < length {
+                    if !matches!(self.more().await, Ok(1..)) {
+                        return Err(CUT);
+                    }
+                }
+                self.take(length)
+            }
+            Framing::UntilEnd => loop {
+                hold(self.buffer.len())?;
+                if self.buffer.len() > limit {
+                    return Err(too_large());
+                }
+                match self.more().await {
+                    Ok(0) => break self.take(self.buffer.len()),
+                    Ok(_) => {}
+                    Err(_) => return Err(CUT),
+                }
+            },
+            Framing::Chunked => {
+                let mut body = BytesMut::new();
+                let mut chunks = Chunks::Size;
+                loop {
+                    let done = chunks.take(&mut self.buffer, &mut body).map_err(Failure::NotHttp)?;
+                    hold(body.len() + self.buffer.len())?;
+                    if body.len() > limit {
+                        return Err(too_large());
+                    }
+                    if done {
+                        break body.freeze();
+                    }
+                    if !matches!(self.more().await, Ok(1..)) {
+                        return Err(CUT);
+                    }
+                }
+            }
+        };
+        Ok((body, holding))
+    }
+
+    /// A small body is copied, so that the connection keeps its buffer; a large one takes the buffer along.
+    fn take(&mut self, length: usize) -> Bytes {
+        if length > READ_CHUNK {
+            return self.buffer.split_to(length).freeze();
+        }
+        let body = Bytes::copy_from_slice(&self.buffer[..length]);
+        self.buffer.advance(length);
+        body
+    }
+
+    async fn more(&mut self) -> io::Result<usize> {
+        self.buffer.reserve(READ_CHUNK);
+        self.stream.read_buf(&mut self.buffer).await
+    }
+}
+
+fn was_reset(sent: &io::Result<()>) -> bool {
+    matches!(sent, Err(error) if error.kind() == io::ErrorKind::ConnectionReset)
+}
+
+fn poll_some(stream: &mut Stream, buffer: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut chunk = [MaybeUninit::uninit(); 4096];
+    let mut read = ReadBuf::uninit(&mut chunk);
+    ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+    buffer.extend_from_slice(read.filled());
+    Poll::Ready(Ok(read.filled().len()))
+}
+
+fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> {
+    let mut slots = [const { MaybeUninit::uninit() }; HEADERS_LIMIT];
+    let mut parsed = httparse::Response::new(&mut []);
+    let status = httparse::ParserConfig::default()
+        .parse_response_with_uninit_headers(&mut parsed, bytes, &mut slots)
+        .map_err(|error| NoHead::NotHttp(error.to_string()))?;
+    let httparse::Status::Complete(length) = status else { return Ok(None) };
+    let not_http = |what: &str| NoHead::NotHttp(what.to_owned());
+    let code =
+        parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| not_http("no status"))?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    for found in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(found.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
+        let value = HeaderValue::from_bytes(found.value).map_err(|_| not_http("a header's value"))?;
+        headers.append(name, value);
+    }
+    let newer = parsed.version == Some(1);
+    let says = |token: &str| {
+        let values = headers.get_all(header::CONNECTION).into_iter();
+        let tokens = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+        tokens.map(str::trim).any(|found| found.eq_ignore_ascii_case(token))
+    };
+    let mut keep_alive = if newer { !says("close") } else { says("keep-alive") };
+    let framing = framing(code, &headers, &mut keep_alive)?;
+    Ok(Some((length, Head { status: code, headers, framing, keep_alive })))
+}
+
+fn framing(status: StatusCode, headers: &HeaderMap, keep_alive: &mut bool) -> Result<Framing, NoHead> {
+    if status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Ok(Framing::Length(0));
+    }
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).into_iter().peekable();
+    if codings.peek().is_some() {
+        // Both at once is how answers are smuggled; the length is passed over, and the connection not used again.
+        *keep_alive &= !headers.contains_key(header::CONTENT_LENGTH);
+        let only_chunked =
+            codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+        return if only_chunked {
+            Ok(Framing::Chunked)
+        } else {
+            Err(NoHead::NotHttp("a transfer-encoding other than chunked".to_owned()))
+        };
+    }
+    let mut length = None;
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        for part in value.to_str().unwrap_or("").split(',') {
+            let digits = part.trim();
+            let found = digits
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then(|| digits.parse::<usize>().ok())
+                .flatten();
+            match (found, length) {
+                (Some(found), None) => length = Some(found),
+                (Some(found), Some(before)) if found == before => {}
+                _ => return Err(NoHead::NotHttp("content-length is no number, or there are two".to_owned())),
+            }
+        }
+    }
+    Ok(length.map_or(Framing::UntilEnd, Framing::Length))
+}
+
+/// Where in a chunked body the reader is (RFC 9112, section 7.1).
+enum Chunks {
+    Size,
+    Data(usize),
+    DataEnd,
+    /// Behind the last chunk, so many trailer fields in.
+    Trailer(usize),
+}
+
+/// Longest line between chunks: a size with its extensions, or a trailer field.
+const CHUNK_LINE: usize = 4096;
+
+impl Chunks {
+    /// Moves what is there to the body; true behind the last chunk.
+    fn take(&mut self, buffer: &mut BytesMut, body: &mut BytesMut) -> Result<bool, String> {
+        loop {
+            match self {
+                Chunks::Data(0) => *self = Chunks::DataEnd,
+                Chunks::Data(left) => {
+                    let count = (*left).min(buffer.len());
+                    if count == 0 {
+                        return Ok(false);
+                    }
+                    body.extend_from_slice(&buffer[..count]);
+                    buffer.advance(count);
+                    *left -= count;
+                }
+                Chunks::Size | Chunks::DataEnd | Chunks::Trailer(_) => {
+                    let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
+                        let long = buffer.len() > CHUNK_LINE;
+                        return if long {
+                            Err("an endless line between chunks".to_owned())
+                        } else {
+                            Ok(false)
+                        };
+                    };
+                    let line = buffer.split_to(end + 1);
+                    let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
+                    match self {
+                        Chunks::DataEnd if line.is_empty() => *self = Chunks::Size,
+                        Chunks::DataEnd => return Err("a chunk longer than its size".to_owned()),
+                        Chunks::Trailer(_) if line.is_empty() => return Ok(true),
+                        Chunks::Trailer(HEADERS_LIMIT) => return Err("endless trailers".to_owned()),
+                        Chunks::Trailer(fields) => *fields += 1,
+                        Chunks::Size | Chunks::Data(_) => {
+                            let digits =
+                                line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+                            let size = std::str::from_utf8(digits).ok().filter(|text| !text.starts_with('+'));
+                            let size = size.and_then(|text| usize::from_str_radix(text, 16).ok());
+                            *self = match size.ok_or("a chunk size that is none")? {
+                                0 => Chunks::Trailer(0),
+                                size => Chunks::Data(size),
+                            };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks gzip, as Go's client would, and takes the header away; any other coding is one OpenIM cannot read.
+fn unpack(headers: &mut HeaderMap, body: Bytes, limit: usize) -> Result<(Bytes, Findings), Failure> {
+    let Some(coding) = headers.get(header::CONTENT_ENCODING) else { return Ok((body, Findings::default())) };
+    let coding = coding.as_bytes().trim_ascii().to_ascii_lowercase();
+    match &coding[..] {
+        b"" | b"identity" => Ok((body, Findings::default())),
+        b"gzip" | b"x-gzip" => {
+            let mut unpacked = Vec::new();
+            let mut reader = flate2::read::MultiGzDecoder::new(&body[..]).take(limit as u64 + 1);
+            reader.read_to_end(&mut unpacked).map_err(|_| Failure::Invalid(Invalid::Gzip))?;
+            if unpacked.len() > limit {
+                return Err(Failure::Invalid(Invalid::TooLarge { limit }));
+            }
+            headers.remove(header::CONTENT_ENCODING);
+            Ok((unpacked.into(), [Finding::Compressed].into_iter().collect()))
+        }
+        other => Err(Failure::Invalid(Invalid::Encoding(
+            String::from_utf8_lossy(other).chars().take(32).collect(),
+        ))),
+    }
+}
+
+/// Ties a body that is not small to its share of the bytes held, unpacked size and all.
+fn held(body: Bytes, mut holding: Holding) -> Result<Bytes, Failure> {
+    if body.len() <= SMALL_BODY_BYTES {
+        return Ok(body);
+    }
+    holding.grow_to(body.len()).map_err(|_| Failure::Overloaded(HELD))?;
+    Ok(crate::held::tie(body, holding))
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,830 @@
+//! How answers are framed, on tables; and what becomes of an exchange, on real loopback sockets.
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream as StdStream};
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use flate2::Compression;
+use flate2::write::{DeflateEncoder, GzEncoder};
+
+use super::*;
+use crate::cause::Cause;
+
+const ALLOW: &str = r#"{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":0}"#;
+const ANSWER_LIMIT: usize = 1 << 20;
+const HEAD_LIMIT: usize = 64 << 10;
+
+/// A head in a few words: its length, status, framing, and whether the connection may be kept.
+fn head_words(text: impl AsRef<[u8]>) -> String {
+    match parse_head(text.as_ref()) {
+        Ok(None) => "more".to_owned(),
+        Ok(Some((length, head))) => {
+            let kept = if head.keep_alive { "kept" } else { "closed" };
+            let rest = text.as_ref().len() - length;
+            format!("{} {:?} {kept} +{rest}", head.status.as_u16(), head.framing)
+        }
+        Err(NoHead::NotHttp(why)) => format!("not HTTP: {why}"),
+        Err(NoHead::Ended | NoHead::Reset(_) | NoHead::Cut) => unreachable!("bytes do not end"),
+    }
+}
+
+fn heads(rows: &[(&str, &str)]) {
+    for (fields, expected) in rows {
+        let head = if fields.starts_with("HTTP") {
+            format!("{fields}\r\n\r\n")
+        } else {
+            format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n")
+        };
+        assert_eq!(head_words(&head), *expected, "{fields:?}");
+    }
+}
+
+#[test]
+fn the_length_of_a_body_is_the_one_that_the_head_says() {
+    const NO_NUMBER: &str = "not HTTP: content-length is no number, or there are two";
+    heads(&[
+        ("Content-Length: 5", "200 Length(5) kept +0"),
+        ("content-LENGTH:\t007 ", "200 Length(7) kept +0"),
+        ("Content-Length: 5\r\nContent-Length: 5", "200 Length(5) kept +0"),
+        ("Content-Length: 5, 5", "200 Length(5) kept +0"),
+        ("Server: x", "200 UntilEnd kept +0"),
+        ("Content-Length: 5\r\nContent-Length: 6", NO_NUMBER),
+        ("Content-Length: 5, 6", NO_NUMBER),
+        ("Content-Length: 5,", NO_NUMBER),
+        ("Content-Length:", NO_NUMBER),
+        ("Content-Length: +5", NO_NUMBER),
+        ("Content-Length: -5", NO_NUMBER),
+        ("Content-Length: 0x5", NO_NUMBER),
+        ("Content-Length: 5 5", NO_NUMBER),
+        ("Content-Length: 99999999999999999999", NO_NUMBER),
+        ("Content-Length: \u{ff15}", NO_NUMBER),
+    ]);
+}
+
+#[test]
+fn chunks_win_over_a_length_and_such_a_connection_is_not_kept() {
+    const OTHER: &str = "not HTTP: a transfer-encoding other than chunked";
+    heads(&[
+        ("Transfer-Encoding: chunked", "200 Chunked kept +0"),
+        ("Transfer-Encoding: CHUNKED", "200 Chunked kept +0"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 5", "200 Chunked closed +0"),
+        ("Content-Length: x\r\nTransfer-Encoding: chunked", "200 Chunked closed +0"),
+        ("Transfer-Encoding: gzip, chunked", OTHER),
+        ("Transfer-Encoding: chunked, identity", OTHER),
+        ("Transfer-Encoding: identity\r\nContent-Length: 5", OTHER),
+        ("Transfer-Encoding: xchunked", OTHER),
+        ("Transfer-Encoding:", OTHER),
+    ]);
+}
+
+#[test]
+fn a_status_without_a_body_has_none_whatever_its_head_says() {
+    heads(&[
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 5", "204 Length(0) kept +0"),
+        ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked", "304 Length(0) kept +0"),
+        ("HTTP/1.1 100 Continue", "100 Length(0) kept +0"),
+        ("HTTP/1.1 500\r\nContent-Length: 5", "500 Length(5) kept +0"),
+        ("HTTP/1.1 999 What", "999 UntilEnd kept +0"),
+    ]);
+}
+
+#[test]
+fn a_connection_is_kept_as_version_and_header_say() {
+    heads(&[
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close", "200 Length(0) closed +0"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x, Close", "200 Length(0) closed +0"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x\r\nConnection: CLOSE",
+            "200 Length(0) closed +0",
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: closed", "200 Length(0) kept +0"),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 0", "200 Length(0) closed +0"),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: Keep-Alive", "200 Length(0) kept +0"),
+    ]);
+}
+
+#[test]
+fn a_head_is_whole_or_wanting_or_no_http() {
+    let whole = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+    for end in 0..whole.len() {
+        assert_eq!(head_words(&whole[..end]), "more", "cut at {end}");
+    }
+    assert_eq!(head_words(format!("{whole}{{}}x")), "200 Length(2) kept +3");
+    assert_eq!(head_words("HTTP/1.1 200 OK\nContent-Length: 2\n\n"), "200 Length(2) kept +0");
+    for text in [
+        "HTTP/2 200\r\n\r\n",
+        "<html>",
+        "SSH-2.0-x\r\n",
+        "HTTP/1.1 2x0 OK\r\n\r\n",
+        "{}",
+        "\0",
+        "HTTP/1.1 200 OK\r\na b: c\r\n\r\n",
+    ] {
+        assert!(head_words(text).starts_with("not HTTP: "), "{text:?}: {}", head_words(text));
+    }
+    let with = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(count));
+    assert_eq!(head_words(with(HEADERS_LIMIT)), "200 UntilEnd kept +0");
+    assert_eq!(head_words(with(HEADERS_LIMIT + 1)), "not HTTP: too many headers");
+}
+
+/// Reads a chunked body given in pieces of one size: the body and what is left behind it, or why not.
+fn chunked(text: &[u8], piece: usize) -> Result<(String, String), String> {
+    let (mut buffer, mut body, mut chunks) = (BytesMut::new(), BytesMut::new(), Chunks::Size);
+    let mut done = false;
+    for part in text.chunks(piece) {
+        buffer.extend_from_slice(part);
+        done = done || chunks.take(&mut buffer, &mut body)?;
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if done { Ok((text(&body), text(&buffer))) } else { Err("more".to_owned()) }
+}
+
+#[test]
+fn a_chunked_body_is_read_however_it_comes() {
+    for (text, body, rest) in [
+        ("0\r\n\r\n", "", ""),
+        ("2\r\n{}\r\n0\r\n\r\n", "{}", ""),
+        ("1\r\n{\r\n1\r\n}\r\n0\r\n\r\nHTTP", "{}", "HTTP"),
+        ("00000000002\r\n{}\r\n000\r\n\r\n", "{}", ""),
+        ("A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n", "01234567890123456789", ""),
+        ("2;name=value;other=\"1\"\r\n{}\r\n0;last\r\n\r\n", "{}", ""),
+        ("2 \t\r\n{}\r\n0\r\n\r\n", "{}", ""),
+        ("2\n{}\n0\n\n", "{}", ""),
+        ("4\r\n\r\n\r\n\r\n0\r\n\r\n", "\r\n\r\n", ""),
+        ("2\r\n{}\r\n0\r\nTrailer: x\r\nAnother: 5\r\n\r\nrest", "{}", "rest"),
+    ] {
+        for piece in 1..=text.len() {
+            let expected = Ok((body.to_owned(), rest.to_owned()));
+            let whole = chunked(text.as_bytes(), piece);
+            assert_eq!(whole, expected, "{text:?} in pieces of {piece}");
+        }
+        let end = text.len() - rest.len() - 1;
+        for cut in 1..end {
+            assert_eq!(chunked(&text.as_bytes()[..cut], 7), Err("more".to_owned()), "{text:?} cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_broken_chunk_is_an_error_and_not_a_guess() {
+    const SIZE: &str = "a chunk size that is none";
+    const LONGER: &str = "a chunk longer than its size";
+    for (text, expected) in [
+        ("\r\n", SIZE),
+        ("x\r\n", SIZE),
+        ("+2\r\n{}\r\n", SIZE),
+        ("-2\r\n", SIZE),
+        ("0x2\r\n{}\r\n", SIZE),
+        (";a\r\n", SIZE),
+        ("2 2\r\n{}\r\n", SIZE),
+        ("10000000000000000\r\n", SIZE),
+        ("\u{ff12}\r\n", SIZE),
+        ("1\r\n{}\r\n", LONGER),
+        ("2\r\n{}0\r\n", LONGER),
+        ("2\r\n{}x\r\n0\r\n\r\n", LONGER),
+    ] {
+        assert_eq!(chunked(text.as_bytes(), text.len()), Err(expected.to_owned()), "{text:?}");
+    }
+    let line = |length: usize| format!("2;{}", "x".repeat(length - 2));
+    assert_eq!(chunked(line(CHUNK_LINE).as_bytes(), 1), Err("more".to_owned()));
+    assert_eq!(chunked(line(CHUNK_LINE + 1).as_bytes(), 1), Err("an endless line between chunks".to_owned()));
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// Unpacks a body of this coding, at most 1,000 bytes: the body, with the findings and whether the header is gone.
+fn unpacked(coding: &str, body: &[u8]) -> Result<(Vec<u8>, String, bool), String> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_str(coding).expect("a value"));
+    match unpack(&mut headers, Bytes::copy_from_slice(body), 1_000) {
+        Ok((body, noticed)) => Ok((body.to_vec(), noticed.to_string(), headers.is_empty())),
+        Err(failure) => {
+            assert_eq!(failure.cause(), Cause::Invalid);
+            Err(failure.to_string())
+        }
+    }
+}
+
+#[test]
+fn gzip_is_unpacked_within_the_limit_and_no_other_coding_is() {
+    let found = |body: &[u8]| Ok((body.to_vec(), "compressed".to_owned(), true));
+    let (packed, allow) = (gzip(ALLOW.as_bytes()), ALLOW.as_bytes());
+    for coding in ["gzip", " GZip ", "x-gzip"] {
+        assert_eq!(unpacked(coding, &packed), found(allow));
+    }
+    let two = [gzip(b"one "), gzip(b"two")].concat();
+    assert_eq!(unpacked("gzip", &two), found(b"one two"));
+    assert_eq!(unpacked("gzip", &gzip(&[b' '; 1_000])), found(&[b' '; 1_000]));
+    for coding in ["identity", ""] {
+        assert_eq!(unpacked(coding, allow), Ok((allow.to_vec(), String::new(), false)));
+    }
+    let not_gzip = Err("upstream's answer: content-encoding gzip, and the body is not".to_owned());
+    for end in 0..packed.len() {
+        assert_eq!(unpacked("gzip", &packed[..end]), not_gzip, "cut at {end}");
+    }
+    assert_eq!(unpacked("gzip", allow), not_gzip);
+    let mut flipped = packed.clone();
+    let crc = flipped.len() - 8;
+    flipped[crc] ^= 1;
+    assert_eq!(unpacked("gzip", &flipped), not_gzip);
+    let large = Err("upstream's answer: larger than 1000 bytes (--max-answer-size)".to_owned());
+    assert_eq!(unpacked("gzip", &gzip(&[b' '; 1_001])), large);
+    assert_eq!(unpacked("gzip", &gzip(&vec![0; 64 << 20])), large, "a bomb is not unpacked to its end");
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(allow).expect("memory");
+    let deflated = encoder.finish().expect("memory");
+    for coding in ["deflate", "br", "zstd", "gzip, gzip"] {
+        let refused = format!("upstream's answer: content-encoding {coding:?}: only gzip is read");
+        assert_eq!(unpacked(coding, &deflated), Err(refused));
+    }
+    let mut none = HeaderMap::new();
+    let plain = unpack(&mut none, Bytes::from_static(b"x"), 1_000).expect("nothing to do");
+    assert_eq!((&plain.0[..], plain.1), (&b"x"[..], Findings::default()));
+}
+
+/// One connection, from the app's side.
+struct Peer(BufReader<StdStream>);
+
+impl Peer {
+    /// The body of the next request; `None` where the connection ends, or ends in the middle of one.
+    fn request(&mut self) -> Option<String> {
+        let mut body = vec![0; self.head()?];
+        std::io::Read::read_exact(&mut self.0, &mut body).ok()?;
+        Some(String::from_utf8(body).expect("the tests send text"))
+    }
+
+    /// Reads the head of the next request: the length of its body.
+    fn head(&mut self) -> Option<usize> {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).ok().filter(|count| *count > 0)?;
+            if line == "\r\n" {
+                return Some(length);
+            }
+            if let Some(value) = line.strip_prefix("Content-Length: ") {
+                length = value.trim().parse().expect("a number");
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.0.get_mut().write_all(bytes.as_ref()).is_ok()
+    }
+
+    fn allow(&mut self) -> bool {
+        self.write(answer("", ALLOW))
+    }
+
+    /// Closes with a reset, whatever was read.
+    fn reset(self) {
+        let stream = self.0.into_inner();
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket");
+    }
+}
+
+fn answer(fields: &str, body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// An app in a thread of its own: `script` plays one connection after the other.
+struct App {
+    address: Address,
+    connections: Arc<AtomicUsize>,
+}
+
+impl App {
+    fn start(mut script: impl FnMut(usize, Peer) + Send + 'static) -> App {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = Address::Ip(listener.local_addr().expect("bound"));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                script(number, Peer(BufReader::new(stream.expect("a connection"))));
+            }
+        });
+        App { address, connections }
+    }
+
+    /// An app that reads one request on each connection and writes these bytes, then closes.
+    fn saying(bytes: impl AsRef<[u8]> + Send + 'static) -> App {
+        App::start(move |_, mut peer| {
+            if peer.request().is_some() {
+                peer.write(&bytes);
+            }
+        })
+    }
+
+    fn upstream(&self) -> Upstream {
+        Upstream::new(self.address.clone(), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 30))
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn head_for(length: usize) -> Vec<u8> {
+    format!("POST /callback HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n").into_bytes()
+}
+
+async fn ask(upstream: &Upstream, body: impl Into<Bytes>) -> Result<Answered, Failure> {
+    let body = body.into();
+    let exchange = upstream.exchange(head_for(body.len()), &body);
+    tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an exchange that comes to an end")
+}
+
+/// What came of an exchange, in a few words. The system's own words are left out.
+fn words(outcome: &Result<Answered, Failure>) -> String {
+    match outcome {
+        Ok(answered) => {
+            let length = answered.body.len();
+            let same = answered.body == ALLOW;
+            format!(
+                "{} {}",
+                answered.status.as_u16(),
+                if same { "allow".to_owned() } else { length.to_string() }
+            )
+        }
+        Err(Failure::Unreachable { .. }) => "unreachable".to_owned(),
+        Err(other) => other.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_used_again() {
+    let app = App::start(|_, mut peer| while peer.request().is_some() && peer.allow() {});
+    let upstream = app.upstream();
+    for number in 0..20 {
+        assert_eq!(words(&ask(&upstream, format!("callback {number}")).await), "200 allow");
+        assert_eq!(upstream.kept(), 1);
+    }
+    assert_eq!(app.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_whose_end_is_announced_or_cannot_be_told_is_not_kept() {
+    for (bytes, kept) in [
+        (answer("", ALLOW), 1),
+        (format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n41\r\n{ALLOW}\r\n0\r\n\r\n"), 1),
+        (answer("Connection: close\r\n", ALLOW), 0),
+        (answer("", ALLOW).replacen("1.1", "1.0", 1), 0),
+        (format!("HTTP/1.1 200 OK\r\n\r\n{ALLOW}"), 0),
+        // Something behind the answer that nobody asked for.
+        (answer("", ALLOW) + "x", 0),
+        (
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: 65\r\nTransfer-Encoding: chunked\r\n\r\n41\r\n{ALLOW}\r\n0\r\n\r\n"
+            ),
+            0,
+        ),
+    ] {
+        let app = App::saying(bytes.clone());
+        let upstream = app.upstream();
+        assert_eq!(words(&ask(&upstream, "callback").await), "200 allow", "{bytes}");
+        assert_eq!(upstream.kept(), kept, "{bytes}");
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_closes_after_each_answer_is_asked_on_a_new_connection_each_time() {
+    let app = App::saying(answer("Connection: close\r\n", ALLOW));
+    let upstream = app.upstream();
+    for number in 0..20 {
+        assert_eq!(words(&ask(&upstream, format!("callback {number}")).await), "200 allow");
+    }
+    assert_eq!(app.connections(), 20);
+}
+
+/// An app that answers one request on each connection and closes it without a word; it tells when it has.
+fn closing_silently() -> (App, Receiver<()>, Arc<Mutex<Vec<String>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (closed, is_closed): (Sender<()>, _) = mpsc::channel();
+    let log = Arc::clone(&seen);
+    let app = App::start(move |_, mut peer| {
+        if let Some(body) = peer.request() {
+            log.lock().expect("no panic").push(body);
+            peer.allow();
+        }
+        drop(peer);
+        // The test may be over.
+        let _ = closed.send(());
+    });
+    (app, is_closed, seen)
+}
+
+/// Waits for the app's FIN. The app's `close` has returned before it arrives where the kernel is busy, and a write that
+/// overtakes it is answered with a reset, which proves nothing (see `delivery`).
+fn wait_until_closed(connection: &Connection) {
+    let begun = Instant::now();
+    while connection.is_quiet() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the app closed, and its FIN does not come");
+        thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_closed_in_between_is_replaced_and_each_callback_arrives_once() {
+    let (app, is_closed, seen) = closing_silently();
+    let upstream = app.upstream();
+    for number in 0..50 {
+        let outcome = ask(&upstream, format!("callback {number}")).await;
+        assert_eq!(words(&outcome), "200 allow", "callback {number}: {outcome:?}");
+        assert_eq!(upstream.kept(), 1);
+        is_closed.recv().expect("the app runs");
+        wait_until_closed(&upstream.kept.borrow()[0].0);
+    }
+    assert_eq!(app.connections(), 50);
+    let expected: Vec<_> = (0..50).map(|number| format!("callback {number}")).collect();
+    assert_eq!(*seen.lock().expect("no panic"), expected);
+}
+
+#[tokio::test]
+async fn bytes_written_to_a_connection_that_was_closed_before_are_proved_unread() {
+    let (app, is_closed, seen) = closing_silently();
+    let upstream = app.upstream();
+    for size in [10, ONE_WRITE, 4 << 20] {
+        assert_eq!(words(&ask(&upstream, "first").await), "200 allow");
+        let (connection, _) = upstream.kept.borrow_mut().pop().expect("a kept connection");
+        is_closed.recv().expect("the app runs");
+        wait_until_closed(&connection);
+        let body = vec![b'x'; size];
+        let request = Request { head: head_for(size), body: &body };
+        let ended = upstream.run(connection, &request).await.err();
+        assert!(matches!(ended, Some(Ended::Unread)), "{size} bytes");
+    }
+    assert_eq!(*seen.lock().expect("no panic"), ["first"; 3]);
+}
+
+#[tokio::test]
+async fn an_app_that_closes_every_new_connection_is_unreachable_and_not_asked_without_end() {
+    let app = App::start(|_, peer| drop(peer));
+    let upstream = app.upstream();
+    for number in 1..=20 {
+        let outcome = words(&ask(&upstream, "callback").await);
+        assert!(
+            ["unreachable", "upstream closed or reset the connection before an answer"].contains(&&*outcome)
+        );
+        assert_eq!(app.connections(), number);
+    }
+}
+
+/// A small source of chance: xorshift.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    fn spin(&mut self) {
+        for _ in 0..self.below(4) * self.below(2_000) {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_callback_arrives_twice_however_the_app_closes() {
+    const ROUNDS: usize = 600;
+    let seen = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+    let log = Arc::clone(&seen);
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    let app = App::start(move |_, mut peer| {
+        // Now and then none at all: closed as soon as it was accepted.
+        for _ in 0..chance.below(5) {
+            let Some(body) = peer.request() else { break };
+            *log.lock().expect("no panic").entry(body).or_default() += 1;
+            peer.allow();
+        }
+        chance.spin();
+    });
+    let upstream = app.upstream();
+    let mut chance = Chance(0xdead_beef_cafe_f00d);
+    let mut answered = 0;
+    for number in 0..ROUNDS {
+        let size = [0, 20_000, 400_000][chance.below(3) as usize];
+        let body = format!("{number}{}", "x".repeat(size));
+        chance.spin();
+        let outcome = ask(&upstream, body.clone()).await;
+        let times = seen.lock().expect("no panic").get(&body).copied().unwrap_or(0);
+        match words(&outcome).as_str() {
+            "200 allow" => {
+                assert_eq!(times, 1, "callback {number} was answered");
+                answered += 1;
+            }
+            "unreachable" | "upstream closed or reset the connection before an answer" => {
+                assert!(times <= 1, "callback {number} arrived {times} times");
+            }
+            other => panic!("callback {number}: {other}"),
+        }
+    }
+    assert!(answered > ROUNDS / 4, "only {answered} were answered");
+    assert!(seen.lock().expect("no panic").values().all(|times| *times == 1));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_the_body_was_read_is_the_answer() {
+    const REFUSED: &str = "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}";
+    for waits in [true, false] {
+        for _ in 0..10 {
+            let (over, is_over) = mpsc::channel::<()>();
+            let app = App::start(move |_, mut peer| {
+                peer.head();
+                peer.write(REFUSED);
+                if waits {
+                    // Until the test lets go of its end; or it closes at once, with a reset behind its answer.
+                    let _ = is_over.recv();
+                }
+            });
+            let upstream = app.upstream();
+            let body = vec![b'x'; 16 << 20];
+            assert_eq!(words(&ask(&upstream, body).await), "413 2", "waits: {waits}");
+            assert_eq!((upstream.kept(), app.connections()), (0, 1), "half a request is left on it");
+            drop(over);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reset_before_an_answer_is_unreachable_and_nothing_is_sent_again() {
+    type Script = fn(Peer);
+    let scripts: [(&str, usize, Script); 4] = [
+        ("read whole", 100, |mut peer| {
+            peer.request();
+            peer.reset();
+        }),
+        ("read in part", 100, |mut peer| {
+            std::io::Read::read_exact(peer.0.get_mut(), &mut [0; 3]).expect("three bytes");
+        }),
+        ("read in part, while more is written", 16 << 20, |mut peer| {
+            std::io::Read::read_exact(peer.0.get_mut(), &mut [0; 3]).expect("three bytes");
+        }),
+        ("read whole, large", 4 << 20, |mut peer| {
+            peer.request();
+            peer.reset();
+        }),
+    ];
+    for (what, size, script) in scripts {
+        for kept in [false, true] {
+            let app = App::start(move |number, mut peer| {
+                assert_eq!(number, 0, "one connection");
+                if kept {
+                    peer.request();
+                    peer.allow();
+                }
+                script(peer);
+            });
+            let upstream = app.upstream();
+            if kept {
+                assert_eq!(words(&ask(&upstream, "first").await), "200 allow");
+            }
+            assert_eq!(words(&ask(&upstream, vec![b'x'; size]).await), "unreachable", "{what}, kept: {kept}");
+            assert_eq!((app.connections(), upstream.kept()), (1, 0), "{what}, kept: {kept}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_there_is_unreachable() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("loopback").local_addr().expect("bound");
+    let held = || Held::new(1 << 20);
+    for address in [
+        Address::Ip(free),
+        Address::Name("app.invalid".to_owned(), 80),
+        Address::Unix("/nowhere/app.sock".into()),
+    ] {
+        let text = address.to_string();
+        let outcome = ask(&Upstream::new(address, ANSWER_LIMIT, HEAD_LIMIT, held()), "callback").await;
+        let failure = outcome.expect_err("nobody answers");
+        assert_eq!(failure.cause(), Cause::Unreachable);
+        assert!(failure.to_string().starts_with(&format!("{text} cannot be reached: ")), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_before_in_or_behind_the_head_is_a_cut_and_says_where() {
+    const BEFORE: &str = "upstream closed or reset the connection before an answer";
+    const HEAD: &str = "upstream closed or reset the connection inside the head of its answer";
+    const BODY: &str = "upstream closed or reset the connection inside the body of its answer";
+    for (bytes, expected) in [
+        ("", BEFORE),
+        ("H", HEAD),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", HEAD),
+        ("HTTP/1.1 100 Continue\r\n\r\n", HEAD),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", BODY),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{", BODY),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", BODY),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", BODY),
+        ("HTTP/1.1 200 OK\r\n\r\n{}", "200 2"),
+        ("HTTP/1.1 200 OK\r\n\r\n", "200 0"),
+        ("HTTP/1.1 204 No Content\r\n\r\n", "200 0"),
+    ] {
+        let expected = if bytes.contains("204") { "204 0" } else { expected };
+        let app = App::saying(bytes);
+        let outcome = ask(&app.upstream(), "callback").await;
+        assert_eq!(words(&outcome), expected, "{bytes:?}");
+        if let Err(failure) = outcome {
+            assert_eq!(failure.cause(), Cause::Broken);
+        }
+        assert_eq!(app.connections(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_inside_an_answer_is_a_cut() {
+    for (bytes, at) in [
+        ("HTTP/1.1 200 OK\r\nConte", "head"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{", "body"),
+        ("HTTP/1.1 200 OK\r\n\r\n{", "body"),
+    ] {
+        let app = App::start(move |_, mut peer| {
+            peer.request();
+            peer.write(bytes);
+            peer.reset();
+        });
+        let outcome = words(&ask(&app.upstream(), "callback").await);
+        assert_eq!(outcome, format!("upstream closed or reset the connection inside the {at} of its answer"));
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_are_passed_over_up_to_a_bound() {
+    let real = answer("", ALLOW);
+    let rows = [
+        (format!("{}{real}", "HTTP/1.1 100 Continue\r\n\r\n".repeat(INTERIM_LIMIT)), "200 allow".to_owned()),
+        (
+            format!("HTTP/1.1 103 Early Hints\r\nLink: x\r\nContent-Length: 5\r\n\r\n{real}"),
+            "200 allow".to_owned(),
+        ),
+        (
+            format!("{}{real}", "HTTP/1.1 102 Processing\r\n\r\n".repeat(INTERIM_LIMIT + 1)),
+            format!("upstream does not speak HTTP/1: more than {INTERIM_LIMIT} interim answers"),
+        ),
+        (
+            format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n{real}"),
+            "upstream does not speak HTTP/1: 101, and nobody asked for another protocol".to_owned(),
+        ),
+    ];
+    for (bytes, expected) in rows {
+        assert_eq!(words(&ask(&App::saying(bytes).upstream(), "callback").await), expected);
+    }
+}
+
+#[tokio::test]
+async fn an_endless_head_ends_at_the_limit() {
+    let app = App::start(|_, mut peer| {
+        peer.request();
+        peer.write("HTTP/1.1 200 OK\r\nX: ");
+        while peer.write([b'x'; 1024]) {}
+    });
+    let expected = format!("upstream does not speak HTTP/1: a head of more than {HEAD_LIMIT} bytes");
+    assert_eq!(words(&ask(&app.upstream(), "callback").await), expected);
+}
+
+#[tokio::test]
+async fn an_answer_over_the_limit_is_refused_however_it_is_framed() {
+    let body = |length: usize| " ".repeat(length);
+    let chunked = |length: usize| {
+        let chunk = format!("400\r\n{}\r\n", body(1024)).repeat(length / 1024);
+        format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{:x}\r\n{}\r\n0\r\n\r\n",
+            length % 1024 + 1,
+            body(length % 1024 + 1)
+        )
+    };
+    let until_end = |length: usize| format!("HTTP/1.1 200 OK\r\n\r\n{}", body(length));
+    let large = format!("upstream's answer: larger than {ANSWER_LIMIT} bytes (--max-answer-size)");
+    let fits = format!("200 {ANSWER_LIMIT}");
+    for (bytes, expected) in [
+        (answer("", &body(ANSWER_LIMIT)), &fits),
+        (chunked(ANSWER_LIMIT - 1), &fits),
+        (until_end(ANSWER_LIMIT), &fits),
+        (answer("", &body(ANSWER_LIMIT + 1)), &large),
+        (chunked(ANSWER_LIMIT), &large),
+        (until_end(ANSWER_LIMIT + 1), &large),
+        // By its announcement alone.
+        (format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", ANSWER_LIMIT + 1), &large),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n".to_owned()
+                + &body(ANSWER_LIMIT + 1),
+            &large,
+        ),
+    ] {
+        let start = bytes[..60.min(bytes.len())].to_owned();
+        let outcome = words(&ask(&App::saying(bytes).upstream(), "callback").await);
+        assert_eq!(outcome, *expected, "{start:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_held_within_the_process_s_bound_and_given_back() {
+    let held = Held::new(100);
+    for (body, expected) in
+        [("x".repeat(100), "200 100"), ("x".repeat(101), "the bytes held are at --max-held")]
+    {
+        let app = App::saying(answer("", &body));
+        let upstream = Upstream::new(app.address.clone(), ANSWER_LIMIT, HEAD_LIMIT, held.clone());
+        assert_eq!(words(&ask(&upstream, "callback").await), expected);
+        assert_eq!(held.bytes(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_unpacked_and_says_so() {
+    let packed = gzip(ALLOW.as_bytes());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nX: y\r\nContent-Length: {}\r\n\r\n",
+        packed.len()
+    );
+    let app = App::saying([head.into_bytes(), packed].concat());
+    let answered = ask(&app.upstream(), "callback").await.expect("an answer");
+    assert_eq!(answered.body, ALLOW);
+    assert_eq!(answered.noticed, [Finding::Compressed].into_iter().collect());
+    assert!(!answered.headers.contains_key("content-encoding"));
+    assert_eq!(answered.headers["x"], "y");
+}
+
+#[tokio::test]
+async fn a_large_request_arrives_whole_and_an_answer_in_small_pieces_too() {
+    let (whole, is_whole) = mpsc::channel();
+    let app = App::start(move |_, mut peer| {
+        whole.send(peer.request().expect("a request")).expect("the test listens");
+        for byte in answer("", ALLOW).bytes() {
+            peer.write([byte]);
+        }
+    });
+    let body: String = (0..1_000_000).map(|number| format!("{number},")).collect();
+    assert_eq!(words(&ask(&app.upstream(), body.clone()).await), "200 allow");
+    assert!(is_whole.recv().expect("the app runs") == body);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_as_good_as_an_address() {
+    let path = std::env::temp_dir().join(format!("callback-guard-upstream-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let (closed, is_closed) = mpsc::channel();
+    let app = thread::spawn(move || {
+        for requests in [2, 1] {
+            let mut stream = BufReader::new(listener.accept().expect("a connection").0);
+            for _ in 0..requests {
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    assert!(stream.read_line(&mut head).expect("a socket") > 0);
+                }
+                std::io::Read::read_exact(&mut stream, &mut [0; 8]).expect("the body");
+                stream.get_mut().write_all(answer("", ALLOW).as_bytes()).expect("a listener");
+            }
+            drop(stream);
+            closed.send(()).expect("the test listens");
+        }
+    });
+    let upstream = Upstream::new(Address::Unix(path.clone()), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20));
+    for last in [false, true, true] {
+        assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
+        assert_eq!(upstream.kept(), 1);
+        if last {
+            is_closed.recv().expect("the app runs");
+        }
+    }
+    // Closed before a byte was written: nothing went out.
+    let (connection, _) = upstream.kept.borrow_mut().pop().expect("a kept connection");
+    let request = Request { head: head_for(8), body: b"callback" };
+    assert!(matches!(upstream.run(connection, &request).await, Err(Ended::Unread)));
+    app.join().expect("the app is content");
+    std::fs::remove_file(path).expect("the socket's file");
+}
+
+#[tokio::test]
+async fn an_exchange_that_is_dropped_takes_its_connection_along() {
+    let (arrived, has_arrived) = tokio::sync::oneshot::channel();
+    let (ended, has_ended) = mpsc::channel();
+    let mut arrived = Some(arrived);
+    let app = App::start(move |_, mut peer| {
+        let request = peer.request();
+        arrived.take().expect("one connection").send(request).expect("the test listens");
+        ended.send(peer.request()).expect("the test listens");
+    });
+    let upstream = app.upstream();
+    tokio::select! {
+        outcome = ask(&upstream, "callback") => panic!("the app never answers: {outcome:?}"),
+        request = has_arrived => assert_eq!(request.expect("the app runs").as_deref(), Some("callback")),
+    }
+    assert_eq!(has_ended.recv().expect("the app runs"), None, "the app sees the end");
+    assert_eq!(upstream.kept(), 0);
+}

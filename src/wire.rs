@@ -1,0 +1,298 @@
+//! Between hyper's messages and ours: a bounded read of a body, the head that goes to the app, the answer that goes out.
+
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header, request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body, Frame};
+
+use crate::callback::target::UpstreamForm;
+use crate::callback::{Callback, OPERATION_ID};
+use crate::held::{Held, Holding, SMALL_BODY_BYTES, tie};
+use crate::reply::Reply;
+use crate::verdict::Verdict;
+
+/// What is left for the app, in whole milliseconds; sent along with every callback.
+pub const TIMEOUT_HEADER: &str = "Callback-Guard-Timeout-Ms";
+
+/// How much of a rejected body is read and thrown away, so that a caller who is still writing gets the answer and not
+/// a broken pipe, and for how long.
+const DISCARD_BYTES: usize = 64 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// Most room that is made for a body before it comes.
+const FIRST_ROOM: usize = 256 << 10;
+
+/// Why a body is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFault {
+    /// More bytes than allowed.
+    TooLarge,
+    /// Not there in time.
+    Slow,
+    /// The caller stopped in the middle.
+    Cut,
+    /// The bytes held are at their bound.
+    Full,
+    /// The process ends before it is there.
+    Ending,
+}
+
+/// Reads a body whole: at most `limit` bytes, until `until`. What does not fit is not read on here; see [`discard`].
+pub async fn read<B>(
+    body: Pin<&mut B>,
+    limit: usize,
+    held: &Held,
+    until: Instant,
+) -> Result<(Bytes, Holding), ReadFault>
+where
+    B: Body<Data = Bytes>,
+{
+    let whole = read_whole(body, limit, held);
+    match tokio::time::timeout_at(until.into(), whole).await {
+        Ok(read) => read,
+        Err(_) => Err(ReadFault::Slow),
+    }
+}
+
+async fn read_whole<B>(
+    mut body: Pin<&mut B>,
+    limit: usize,
+    held: &Held,
+) -> Result<(Bytes, Holding), ReadFault>
+where
+    B: Body<Data = Bytes>,
+{
+    let mut holding = held.nothing();
+    // What is announced counts only once it is there: an announcement costs its caller nothing.
+    let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    if announced.is_some_and(|bytes| bytes > limit) {
+        return Err(ReadFault::TooLarge);
+    }
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.as_mut().frame().await {
+        let Ok(frame) = frame.map(Frame::into_data) else { return Err(ReadFault::Cut) };
+        let Ok(data) = frame else { continue }; // trailers
+        if first.len() + rest.len() + data.len() > limit {
+            return Err(ReadFault::TooLarge);
+        }
+        if first.is_empty() && rest.is_empty() {
+            // Nearly every body comes in one piece: it is kept as it is.
+            holding.grow_to(data.len()).map_err(|_| ReadFault::Full)?;
+            first = data;
+            continue;
+        }
+        if rest.is_empty() {
+            rest.reserve(announced.unwrap_or(0).min(FIRST_ROOM).max(first.len() + data.len()));
+            rest.extend_from_slice(&first);
+            first = Bytes::new();
+        }
+        rest.extend_from_slice(&data);
+        holding.grow_to(rest.len()).map_err(|_| ReadFault::Full)?;
+    }
+    Ok((if rest.is_empty() { first } else { rest.freeze() }, holding))
+}
+
+/// Reads a body that nobody wants to its end, within bounds, and not beyond `until`: the answer waits for it.
+pub async fn discard<B: Body<Data = Bytes>>(body: Pin<&mut B>, until: Instant) {
+    let mut body = body;
+    let all = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.as_mut().frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > DISCARD_BYTES {
+                break;
+            }
+        }
+    };
+    let until = until.min(Instant::now() + DISCARD_TIME);
+    let _ = tokio::time::timeout_at(until.into(), pin!(all)).await;
+}
+
+/// The size of a head as HTTP/1 would write it, in bytes: the measure of `--max-header-size`, whatever the protocol.
+pub fn head_size(head: &request::Parts) -> usize {
+    let target = head.uri.path_and_query().map_or(1, |target| target.as_str().len());
+    let line = head.method.as_str().len() + target + " HTTP/1.1\r\n".len() + 1;
+    let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    line + fields + 2
+}
+
+/// Whether a header belongs to one connection and goes no further (RFC 9110, section 7.6.1, and the older names).
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+}
+
+/// Whether `Connection` names a header as belonging to the connection.
+fn is_named(connection: &HeaderMap, name: &HeaderName) -> bool {
+    connection.get_all(header::CONNECTION).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+    })
+}
+
+/// The head of the request to the app, as it goes over the wire. Header names are written as Go writes them.
+pub fn upstream_head(callback: &Callback, form: UpstreamForm, peer: IpAddr, left: Duration) -> Vec<u8> {
+    let headers = callback.headers();
+    let has_connection = headers.contains_key(header::CONNECTION);
+    // Room for the body too: a small one goes out in the same write.
+    let mut head = Vec::with_capacity(1024 + callback.body().len().min(8 << 10));
+    head.extend_from_slice(b"POST ");
+    head.extend_from_slice(callback.target().rewritten(callback.uri(), form).as_bytes());
+    head.extend_from_slice(b" HTTP/1.1\r\n");
+    // One Host, whatever came: apps refuse none and two.
+    let authority = || callback.uri().authority().map_or("callback-guard", |authority| authority.as_str());
+    let host = headers.get(header::HOST).map_or_else(|| authority().as_bytes(), HeaderValue::as_bytes);
+    field(&mut head, "host", host);
+    for (name, value) in headers {
+        let ours =
+            matches!(*name, header::HOST | header::ACCEPT_ENCODING | header::CONTENT_LENGTH | header::EXPECT)
+                || matches!(
+                    name.as_str(),
+                    "x-forwarded-for" | "x-forwarded-proto" | "callback-guard-timeout-ms"
+                );
+        // What makes it a callback is no caller's to take away by naming it in Connection.
+        let promised = matches!(*name, header::CONTENT_TYPE | header::AUTHORIZATION) || name == OPERATION_ID;
+        if ours || is_hop_by_hop(name) || (has_connection && !promised && is_named(headers, name)) {
+            continue;
+        }
+        if name == OPERATION_ID && callback.operation_id().generated {
+            continue;
+        }
+        field(&mut head, name.as_str(), value.as_bytes());
+    }
+    if callback.operation_id().generated {
+        field(&mut head, OPERATION_ID, callback.operation_id().text.as_bytes());
+    }
+    name(&mut head, "x-forwarded-for");
+    for value in headers.get_all("x-forwarded-for") {
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b", ");
+    }
+    match peer.to_canonical() {
+        IpAddr::V4(peer) => {
+            for (place, octet) in peer.octets().into_iter().enumerate() {
+                head.extend_from_slice(if place == 0 { b"" } else { b"." });
+                decimal(&mut head, octet.into());
+            }
+        }
+        IpAddr::V6(peer) => head.extend_from_slice(peer.to_string().as_bytes()),
+    }
+    head.extend_from_slice(b"\r\nX-Forwarded-Proto: https\r\nCallback-Guard-Timeout-Ms: ");
+    decimal(&mut head, left.as_millis().try_into().unwrap_or(u64::MAX));
+    head.extend_from_slice(b"\r\nContent-Length: ");
+    decimal(&mut head, callback.body().len() as u64);
+    head.extend_from_slice(b"\r\n\r\n");
+    head
+}
+
+/// Writes a header, its name in the form `X-Forwarded-For`.
+fn field(head: &mut Vec<u8>, key: &str, value: &[u8]) {
+    name(head, key);
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
+}
+
+fn name(head: &mut Vec<u8>, name: &str) {
+    let start = head.len();
+    head.extend_from_slice(name.as_bytes());
+    let mut first = true;
+    for byte in &mut head[start..] {
+        if first {
+            byte.make_ascii_uppercase();
+        }
+        first = *byte == b'-';
+    }
+    head.extend_from_slice(b": ");
+}
+
+/// Writes a number. What std would do for the four of a head costs as much as the rest of the head.
+fn decimal(head: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    head.extend_from_slice(&digits[at..]);
+}
+
+/// The answer as hyper writes it. Of the app's headers those of its connection stay behind, and those that a client
+/// of the app's address could be led astray with.
+/// A large body counts among the bytes held, by the share that comes along, until it is written.
+pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>> {
+    const VERDICT: HeaderName = HeaderName::from_static("callback-guard-verdict");
+    const ORIGIN: HeaderName = HeaderName::from_static("callback-guard-origin");
+    const CAUSE: HeaderName = HeaderName::from_static("callback-guard-cause");
+    const FINDING: HeaderName = HeaderName::from_static("callback-guard-finding");
+    let (status, verdict, origin, why, findings) =
+        (reply.status(), reply.verdict(), reply.origin(), reply.why(), reply.findings());
+    let (body, from_app) = reply.into_parts();
+    let body = match holding {
+        Some(holding) if body.len() > SMALL_BODY_BYTES => tie(body, holding),
+        Some(_) | None => body,
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if let Some(from_app) = from_app {
+        let has_connection = from_app.contains_key(header::CONNECTION);
+        for (name, value) in &from_app {
+            let ours = matches!(*name, header::CONTENT_LENGTH | header::LOCATION | header::DATE)
+                || name.as_str().starts_with("callback-guard-");
+            let stays = ours || is_hop_by_hop(name) || (has_connection && is_named(&from_app, name));
+            if !stays {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+    }
+    headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+    headers.insert(
+        VERDICT,
+        HeaderValue::from_static(match verdict {
+            Verdict::Allow => "allow",
+            Verdict::Deny { .. } => "deny",
+        }),
+    );
+    headers.insert(ORIGIN, HeaderValue::from_static(origin.label()));
+    if !why.label().is_empty() {
+        headers.insert(CAUSE, HeaderValue::from_static(why.label()));
+    }
+    if !findings.is_empty() {
+        let names = HeaderValue::try_from(findings.to_string()).expect("names of findings are visible ASCII");
+        headers.insert(FINDING, names);
+    }
+    if status == http::StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
+    if status == http::StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"callback-guard\""));
+    }
+    response
+}
+
+/// The answer to HEAD: the same head, the length included, and nothing behind it. Over HTTP/2 hyper leaves that to us.
+pub fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let length = response.body().size_hint().exact().unwrap_or(0);
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    *response.body_mut() = Full::default();
+    response
+}

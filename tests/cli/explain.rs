@@ -1,0 +1,78 @@
+//! `explain`: the rule, the deadline and the answers, in both forms, without a proxy.
+
+use serde_json::{Value, json};
+
+use crate::program::Folder;
+
+const POLICY: &str = "defaults: {callerTimeout: 5s, fallback: Deny, deny: {errCode: 5101, errMsg: later}}
+rules:
+  - {name: push, match: {commands: [\"callbackBefore*PushCommand\"]}, timeout: 300ms}
+  - {name: pictures, match: {contentTypes: [102]}, timeout: 1s, fallbackFor: {overloaded: Allow}, maxInFlight: 3}
+  - {name: bots, match: {sendIDs: [\"bot-*\"]}, answer: Allow}
+";
+
+fn callback(fields: Value) -> String {
+    let mut body = json!({"callbackCommand": "callbackBeforeSendSingleMsgCommand", "operationID": "op"});
+    for (key, value) in fields.as_object().expect("an object") {
+        body[key] = value.clone();
+    }
+    body.to_string()
+}
+
+fn explained(body: &str, code: i32) -> Value {
+    let folder = Folder::new();
+    folder.write("policy.yaml", POLICY);
+    folder.write("callback.json", body);
+    let line = "explain --policy policy.yaml --callback callback.json --format json";
+    let ran = folder.run(line).code(code);
+    serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran}"))
+}
+
+#[test]
+fn the_rule_that_matches_is_named_and_why_the_ones_above_did_not() {
+    let json = explained(&callback(json!({"contentType": 102, "sendID": "u"})), 0);
+    assert_eq!((&json["rule"], &json["deadlineMs"]), (&json!("pictures"), &json!(1000)));
+    let passed = json!([{
+        "rule": "push", "key": "commands", "wanted": ["callbackBefore*PushCommand"],
+        "found": "callbackBeforeSendSingleMsgCommand",
+    }]);
+    assert_eq!(json["passedOver"], passed);
+    assert_eq!(json["fallbacks"]["overloaded"], json!({"verdict": "allow"}));
+    let deny = json!({"verdict": "deny", "errCode": 5101, "errMsg": "later", "errDlt": ""});
+    assert_eq!(json["fallbacks"]["timeout"], deny);
+    assert_eq!(json["fallbacks"].as_object().map(serde_json::Map::len), Some(9), "every cause");
+}
+
+#[test]
+fn a_rule_that_answers_by_itself_says_so_and_the_default_is_the_last() {
+    let json = explained(&callback(json!({"contentType": 101, "sendID": "bot-7"})), 0);
+    assert_eq!(json["answeredBy"], json!({"kind": "rule", "name": "bots"}));
+    assert_eq!(json["answer"], json!({"verdict": "allow"}));
+    let json = explained(&callback(json!({"contentType": 101, "sendID": "u"})), 0);
+    assert_eq!((&json["rule"], json["passedOver"].as_array().map(Vec::len)), (&json!("default"), Some(3)));
+}
+
+#[test]
+fn a_callback_that_would_be_rejected_is_told_with_its_cause() {
+    for (body, cause) in [("{\"callbackCommand\":5}", "command"), ("[]", "body"), ("{", "body")] {
+        assert_eq!(explained(body, 1)["rejected"]["cause"], cause, "{body}");
+    }
+}
+
+#[test]
+fn for_people_it_is_a_few_lines_and_every_broken_file_is_told_by_its_flag() {
+    let folder = Folder::new();
+    folder.write("policy.yaml", POLICY);
+    folder.write("callback.json", &callback(json!({"contentType": 102})));
+    let ran = folder.run("explain --policy policy.yaml --callback callback.json").code(0);
+    for part in ["passed     \"push\"", "rule       \"pictures\"", "deadline   1s", "overloaded      allow"] {
+        assert!(ran.out.contains(part), "{part}: {ran}");
+    }
+    folder.write("policy.yaml", "defaults: {timeout: 0s, fallback: Maybe}");
+    let ran = folder.run("explain --policy policy.yaml --callback missing.json").code(1);
+    for part in
+        ["--policy: defaults.timeout: ", "--policy: defaults.fallback: ", "--callback: missing.json: "]
+    {
+        assert!(ran.err.lines().any(|line| line.starts_with(part)), "{part}: {ran}");
+    }
+}

@@ -1,0 +1,22 @@
+//! The program as it is typed: each test runs the real binary in a fresh folder of its own, and looks at its exit code
+//! and both its streams. What went wrong is shown whole.
+//!
+//! The texts of `--help` are kept in `golden/`. After a change that is meant, write them anew, and look at the
+//! difference:
+//!
+//! ```text
+//! UPDATE_GOLDEN=1 cargo test --test cli
+//! ```
+//!
+//! The same writes the block of `proxy --help` in the README.
+
+mod program;
+
+mod check;
+mod demo;
+mod drain;
+mod explain;
+mod help;
+mod mistakes;
+mod simulate;
+mod start;

@@ -1,0 +1,308 @@
+//! The rules of the house that no compiler knows. Run with UPDATE_GOLDEN=1 to write the generated documents again.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use callback_guard::callback::command::{self, Phase, SafeDefault};
+use callback_guard::callback::rejection::RejectionCause;
+use callback_guard::cause::Cause;
+use callback_guard::verdict::FINDINGS;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every file below a folder with one of these endings, as (path from the root, text).
+fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the repository") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if endings.iter().any(|ending| path.to_string_lossy().ends_with(ending)) {
+                let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+                found.push((name, fs::read_to_string(&path).expect("UTF-8")));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "nothing below {folder}");
+    found
+}
+
+/// The code of a source file without its tests.
+fn product(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or(text)
+}
+
+/// The modules of lib.rs in their order, each with its floor.
+fn floors() -> Vec<(String, usize)> {
+    let mut floor = None;
+    let mut modules = Vec::new();
+    for line in read("src/lib.rs").lines() {
+        if let Some(rest) = line.strip_prefix("// floor ") {
+            floor = rest.chars().next().and_then(|digit| digit.to_digit(10));
+        }
+        if let Some(module) = line.strip_prefix("pub mod ").and_then(|rest| rest.strip_suffix(';')) {
+            let floor = floor.unwrap_or_else(|| panic!("{module} stands above the first floor"));
+            modules.push((module.to_owned(), floor as usize));
+        }
+    }
+    modules
+}
+
+/// `source` of `src/source/file.rs`.
+fn module_of(file: &str) -> &str {
+    let name = file.trim_start_matches("src/").split('/').next().expect("a file has a name");
+    name.trim_end_matches(".rs")
+}
+
+/// The modules of this crate that a text names.
+fn named(text: &str) -> Vec<&str> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| line.split("crate::").skip(1))
+        .map(|rest| {
+            rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap_or("")
+        })
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn floors_point_down() {
+    let modules = floors();
+    let place: BTreeMap<_, _> =
+        modules.iter().enumerate().map(|(place, (name, floor))| (name.as_str(), (place, *floor))).collect();
+    let mut wrong = Vec::new();
+    for (file, text) in files("src", &[".rs"]) {
+        let Some((own_place, own_floor)) = place.get(module_of(&file)).copied() else {
+            assert!(matches!(file.as_str(), "src/lib.rs" | "src/main.rs"), "{file} is no module of lib.rs");
+            continue;
+        };
+        if file.ends_with("tests.rs") {
+            continue;
+        }
+        for name in named(product(&text)) {
+            let Some((other_place, other_floor)) = place.get(name).copied() else { continue };
+            // The domain is one piece. Above it a module uses only what stands above it in the list.
+            let down =
+                other_floor < own_floor || own_floor == 0 && other_floor == 0 || other_place <= own_place;
+            if !down {
+                wrong.push(format!("{file} uses crate::{name}, which stands higher"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_domain_does_no_io_reads_no_clock_and_writes_no_log() {
+    let banned = [
+        "tokio",
+        "hyper",
+        "kube",
+        "tracing",
+        "rustls",
+        "SystemTime::now",
+        "Instant::now",
+        "std::fs",
+        "std::net",
+    ];
+    let domain: Vec<_> =
+        floors().into_iter().filter(|(_, floor)| *floor == 0).map(|(name, _)| name).collect();
+    let mut wrong = Vec::new();
+    for (file, text) in files("src", &[".rs"]) {
+        if !domain.iter().any(|name| name == module_of(&file)) || file.ends_with("tests.rs") {
+            continue;
+        }
+        for line in product(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let whole = |word: &str| {
+                line.match_indices(word).any(|(at, _)| {
+                    let before = line[..at].chars().next_back();
+                    !before.is_some_and(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+                })
+            };
+            wrong.extend(
+                banned.iter().filter(|word| whole(word)).map(|word| format!("{file}: {word} in {line}")),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn modules_are_files_and_bear_the_name_of_no_crate_and_of_no_drawer() {
+    let manifest = read("Cargo.toml");
+    let crates: Vec<_> =
+        manifest.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.trim()).collect();
+    for (file, _) in files("src", &[".rs"]) {
+        let name = file.rsplit('/').next().expect("a name").trim_end_matches(".rs");
+        assert_ne!(name, "mod", "{file}: foo.rs beside foo/, no mod.rs");
+        let drawers = ["util", "utils", "common", "types", "helpers", "manager", "misc"];
+        assert!(!drawers.contains(&name), "{file}: name what is in it");
+        let is_crate =
+            crates.iter().any(|krate| krate.replace('-', "_") == name) && !matches!(name, "lib" | "main");
+        assert!(!is_crate, "{file} bears the name of a crate");
+    }
+}
+
+#[test]
+fn each_relaxed_lint_has_its_reason() {
+    let mut wrong = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        for (file, text) in files(folder, &[".rs"]) {
+            for (number, line) in text.lines().enumerate() {
+                let relaxes =
+                    line.trim_start().starts_with("#[allow(") || line.trim_start().starts_with("#![allow(");
+                let rest: String = text.lines().skip(number).take(4).collect();
+                if relaxes && !rest.split(")]").next().is_some_and(|attribute| attribute.contains("reason ="))
+                {
+                    wrong.push(format!("{file}:{}: {line}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A word that is not ours, and the one that is.
+const WORDS: [(&str, &str); 7] = [
+    ("backend", "upstream, or the app"),
+    ("whitelist", "name who is let in"),
+    ("blacklist", "name who is kept out"),
+    ("max timeout", "timeout is a Duration, limit is a bound on size or count"),
+    ("sanity", "say what is checked"),
+    ("TODO", "do it, or say in the closing note that it is missing"),
+    ("FIXME", "mend it"),
+];
+
+#[test]
+fn words_that_are_not_ours_stay_out() {
+    let mut wrong = Vec::new();
+    for folder in ["src", "docs", "benches"] {
+        for (file, text) in files(folder, &[".rs", ".md"]) {
+            for (word, instead) in WORDS {
+                if text.contains(word) {
+                    wrong.push(format!("{file}: {word:?}: {instead}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Compares a generated document with the file, or writes it.
+fn generated(path: &str, expected: &str) {
+    if env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(root().join(path), expected).expect("the document is writable");
+    }
+    assert_eq!(
+        read(path),
+        expected,
+        "{path} is not what the tables say: UPDATE_GOLDEN=1 cargo test --test house"
+    );
+}
+
+#[test]
+fn the_document_of_findings_is_the_table_the_program_uses() {
+    let mut text = String::from(
+        "# Findings: what is corrected in an app's answer, and what is only noticed\n\n\
+         Generated from the table that the program uses (`src/verdict.rs`). The names stand in the header\n\
+         `Callback-Guard-Finding`, in the log and in `callback_guard_findings_total`.\n\n\
+         A correction changes the bytes it is about and no others: unknown fields, their order and the spelling of\n\
+         numbers stay. An answer that needs none goes to OpenIM byte for byte.\n",
+    );
+    for row in &FINDINGS {
+        let kind = row.becomes.map_or("noticed", |_| "corrected");
+        write!(text, "\n## `{}` ({kind})\n\nFound: {}.\n\n", row.name, row.found).expect("a string");
+        if let Some(becomes) = row.becomes {
+            write!(text, "Becomes: {becomes}.\n\n").expect("a string");
+        }
+        writeln!(text, "Why: {}", row.why).expect("a string");
+    }
+    generated("docs/findings.md", &text);
+}
+
+#[test]
+fn the_document_of_causes_and_commands_is_what_the_tables_say() {
+    let mut text = String::from(
+        "# Causes and commands\n\nGenerated from the tables that the program uses.\n\n\
+         ## Causes\n\nEach is answered by the matching rule's fallback, and is a value of `Callback-Guard-Cause`.\n\n\
+         | cause | when | counts for a breaker |\n|---|---|---|\n",
+    );
+    for cause in Cause::ALL {
+        let counts = if cause.trips_breaker() { "yes" } else { "no" };
+        writeln!(text, "| `{}` | {} | {counts} |", cause.label(), cause.when()).expect("a string");
+    }
+    text.push_str("\n## Rejections\n\nA request that is no callback never reaches the app. Causes: ");
+    let labels: Vec<_> = RejectionCause::ALL.iter().map(|cause| format!("`{}`", cause.label())).collect();
+    writeln!(text, "{}.\n\n## Commands\n", labels.join(", ")).expect("a string");
+    text.push_str("| command | phase | default allow | also known as |\n|---|---|---|---|\n");
+    for command in command::all() {
+        let phase = Phase::ALL.iter().find(|(_, phase)| *phase == command.phase).expect("a phase").0;
+        let default = match command.default {
+            SafeDefault::Plain => "plain".to_owned(),
+            SafeDefault::Echo(fields) => format!("echoes {}", fields.join(", ")),
+        };
+        let aliases: Vec<_> = command::names()
+            .filter(|(name, other)| other.name == command.name && *name != command.name)
+            .map(|(name, _)| format!("`{name}`"))
+            .collect();
+        writeln!(text, "| `{}` | {phase} | {default} | {} |", command.name, aliases.join(", "))
+            .expect("a string");
+    }
+    generated("docs/causes-and-commands.md", &text);
+}
+
+#[test]
+fn the_document_for_app_developers_is_what_the_catalogue_says() {
+    let catalogue: Vec<serde_json::Value> =
+        serde_json::from_str(include_str!("../src/callback/callbacks.json")).expect("the catalogue");
+    let mut text = String::from(
+        "# How to answer each callback\n\n\
+         For the developer of an app. Generated from the catalogue that the program is built from\n\
+         (`src/callback/callbacks.json`, read in OpenIM's own code).\n\n\
+         To allow: `{\"actionCode\":0,\"errCode\":0,\"errMsg\":\"\",\"errDlt\":\"\",\"nextCode\":0}`.\n\
+         To refuse: `actionCode` 0, `nextCode` 1, `errCode` 5000 to 9999, and the texts for the user in `errMsg` and `errDlt`.\n\
+         OpenIM looks at nothing else: not at the HTTP status, and at `errCode` only of a refusal. The codes are numbers,\n\
+         never strings. What is wrong with an answer, and what the guard makes of it: [findings.md](findings.md).\n\n\
+         After-commands are listed in [causes-and-commands.md](causes-and-commands.md): nobody reads their answer, so answer at\n\
+         once and work later.\n",
+    );
+    for entry in catalogue.iter().filter(|entry| entry["kind"] == "before") {
+        write!(text, "\n## `{}`\n\n", entry["command"].as_str().expect("a name")).expect("a string");
+        write!(text, "Sent by {}.", entry["sentBy"].as_str().unwrap_or("OpenIM")).expect("a string");
+        for (what, key) in
+            [("A refusal", "effectOfDeny"), ("No usable answer, without the guard", "effectOfError")]
+        {
+            if let Some(effect) = entry[key].as_str() {
+                write!(text, "\n{what}: {effect}.").expect("a string");
+            }
+        }
+        text.push('\n');
+        let effects = entry["effectOfResponseFields"].as_object().expect("an object");
+        let named: Vec<_> = effects.iter().filter(|(field, _)| !field.starts_with('_')).collect();
+        if named.is_empty() {
+            text.push_str("\nOnly the five common fields are read.\n");
+        } else {
+            text.push_str("\n| field | what OpenIM does with it |\n|---|---|\n");
+            for (field, effect) in named {
+                let effect = effect.as_str().expect("a text").replace('|', "\\|");
+                writeln!(text, "| `{field}` | {effect} |").expect("a string");
+            }
+        }
+        for note in entry["notes"].as_array().into_iter().flatten() {
+            write!(text, "\n- {}\n", note.as_str().expect("a text")).expect("a string");
+        }
+    }
+    generated("docs/answers.md", &text);
+}

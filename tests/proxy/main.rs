@@ -1,0 +1,19 @@
+//! The proxy on real sockets: the binary, a scripted app behind it, and callers over TLS in front of it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod callers;
+mod config_map;
+mod drain;
+mod effects;
+mod hostile;
+mod logs;
+mod matrix;
+mod policy;
+mod raw_h2;
+mod raw_http;
+mod reload;
+mod tls;
+mod upstream;
