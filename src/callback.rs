@@ -305,7 +305,7 @@ impl Body {
             if token != Token::Key {
                 continue; // the end of the object: nothing but the end of the input follows
             }
-            let at = field_at(table.fields, expected, key.of(bytes), command_at);
+            let at = field_at(table.fields, expected, key.of(bytes), tokens.escaped(), command_at);
             let (found, start) = tokens
                 .next()
                 .map_err(Rejection::NotJson)?
@@ -387,16 +387,22 @@ impl Body {
 /// The place of a key in the table. Go sends the fields in the table's order, so the one behind the last is tried
 /// first. Keys must be spelled exactly, but for one: a second `callbackCommand` in another letter case is the
 /// same to an app written in Go, and must not name another command.
-fn field_at(fields: &[Field], expected: usize, raw: &[u8], command_at: usize) -> Option<usize> {
+fn field_at(
+    fields: &[Field],
+    expected: usize,
+    raw: &[u8],
+    escaped: bool,
+    command_at: usize,
+) -> Option<usize> {
     let inner = &raw[1..raw.len() - 1];
-    let key = if inner.contains(&b'\\') {
+    if fields.get(expected).is_some_and(|field| field.name.as_bytes() == inner) {
+        return Some(expected);
+    }
+    let key = if escaped {
         Cow::Owned(go_json::unquote(raw).into_owned().into_bytes())
     } else {
         Cow::Borrowed(inner)
     };
-    if fields.get(expected).is_some_and(|field| field.name.as_bytes() == &*key) {
-        return Some(expected);
-    }
     fields
         .iter()
         .position(|field| field.name.as_bytes() == &*key)

@@ -229,19 +229,29 @@ pub struct Tokens<'b> {
     at: usize,
     expect: Expect,
     depth: usize,
-    /// One bit a level, set for an object: 1,250 bytes at the deepest.
+    /// Whether the innermost open container is an object.
+    in_object: bool,
+    /// The same of every level, a bit each: 1,250 bytes at the deepest.
     objects: Vec<u64>,
+    /// Whether the last string has a backslash in it.
+    escaped: bool,
 }
 
 impl<'b> Tokens<'b> {
     /// Starts at the first byte.
     pub fn new(bytes: &'b [u8]) -> Self {
-        Tokens { bytes, at: 0, expect: Expect::Value, depth: 0, objects: Vec::new() }
+        let (in_object, objects, escaped) = (false, Vec::new(), false);
+        Tokens { bytes, at: 0, expect: Expect::Value, depth: 0, in_object, objects, escaped }
     }
 
     /// How many containers are open.
     pub fn depth(&self) -> usize {
         self.depth
+    }
+
+    /// Whether the last key or string has an escape in it: without one it is its own text.
+    pub fn escaped(&self) -> bool {
+        self.escaped
     }
 
     /// The next token, or `None` behind the one value that the input is.
@@ -250,44 +260,37 @@ impl<'b> Tokens<'b> {
         reason = "an Iterator of Results goes on after an error; this must not"
     )]
     pub fn next(&mut self) -> Result<Option<(Token, Span)>, SyntaxError> {
-        loop {
-            let Some(byte) = self.skip_space() else {
-                let done = self.expect == Expect::Next && self.depth == 0;
-                return if done { Ok(None) } else { Err(SyntaxError::End) };
-            };
-            let start = self.at;
-            match (self.expect, byte) {
-                (Expect::Next, b',') if self.depth > 0 => {
-                    self.at += 1;
-                    self.expect = if self.in_object() { Expect::Key } else { Expect::Value };
+        let Some(mut byte) = self.skip_space() else {
+            let done = self.expect == Expect::Next && self.depth == 0;
+            return if done { Ok(None) } else { Err(SyntaxError::End) };
+        };
+        if self.expect == Expect::Next && byte == b',' && self.depth > 0 {
+            self.at += 1;
+            self.expect = if self.in_object { Expect::Key } else { Expect::Value };
+            byte = self.skip_space().ok_or(SyntaxError::End)?;
+        }
+        match (self.expect, byte) {
+            (Expect::FirstKey | Expect::Key, b'"') => {
+                let start = self.at;
+                self.string()?;
+                let span = Span::new(start, self.at);
+                match self.skip_space() {
+                    Some(b':') => self.at += 1,
+                    found => return Err(self.unexpected(found, Expected::Colon)),
                 }
-                (Expect::Next | Expect::FirstKey, b'}') if self.in_object() => {
-                    return self.close(Token::EndObject).map(Some);
-                }
-                (Expect::Next | Expect::FirstElement, b']') if self.depth > 0 && !self.in_object() => {
-                    return self.close(Token::EndArray).map(Some);
-                }
-                (Expect::FirstKey | Expect::Key, b'"') => {
-                    self.string()?;
-                    let span = Span::new(start, self.at);
-                    match self.skip_space() {
-                        Some(b':') => self.at += 1,
-                        found => return Err(self.unexpected(found, Expected::Colon)),
-                    }
-                    self.expect = Expect::Value;
-                    return Ok(Some((Token::Key, span)));
-                }
-                (Expect::Value | Expect::FirstElement, _) => return self.value(byte).map(Some),
-                (Expect::Next, _) if self.depth == 0 => {
-                    return Err(self.unexpected(Some(byte), Expected::Nothing));
-                }
-                (Expect::Next, _) => {
-                    return Err(self.unexpected(Some(byte), Expected::CommaOrEnd));
-                }
-                (Expect::FirstKey | Expect::Key, _) => {
-                    return Err(self.unexpected(Some(byte), Expected::Key));
-                }
+                self.expect = Expect::Value;
+                Ok(Some((Token::Key, span)))
             }
+            (Expect::Next | Expect::FirstElement, b']') if self.depth > 0 && !self.in_object => {
+                self.close(Token::EndArray).map(Some)
+            }
+            (Expect::Value | Expect::FirstElement, _) => self.value(byte).map(Some),
+            (Expect::Next | Expect::FirstKey, b'}') if self.in_object => {
+                self.close(Token::EndObject).map(Some)
+            }
+            (Expect::Next, _) if self.depth == 0 => Err(self.unexpected(Some(byte), Expected::Nothing)),
+            (Expect::Next, _) => Err(self.unexpected(Some(byte), Expected::CommaOrEnd)),
+            (Expect::FirstKey | Expect::Key, _) => Err(self.unexpected(Some(byte), Expected::Key)),
         }
     }
 
@@ -330,7 +333,8 @@ impl<'b> Tokens<'b> {
         if word == self.objects.len() {
             self.objects.push(0);
         }
-        if token == Token::BeginObject {
+        self.in_object = token == Token::BeginObject;
+        if self.in_object {
             self.objects[word] |= bit;
             self.expect = Expect::FirstKey;
         } else {
@@ -344,13 +348,11 @@ impl<'b> Tokens<'b> {
 
     fn close(&mut self, token: Token) -> Result<(Token, Span), SyntaxError> {
         self.depth -= 1;
+        self.in_object =
+            self.depth > 0 && self.objects[(self.depth - 1) / 64] >> ((self.depth - 1) % 64) & 1 == 1;
         self.at += 1;
         self.expect = Expect::Next;
         Ok((token, Span::new(self.at - 1, self.at)))
-    }
-
-    fn in_object(&self) -> bool {
-        self.depth > 0 && self.objects[(self.depth - 1) / 64] >> ((self.depth - 1) % 64) & 1 == 1
     }
 
     #[inline]
@@ -374,6 +376,7 @@ impl<'b> Tokens<'b> {
     }
 
     fn string(&mut self) -> Result<(), SyntaxError> {
+        self.escaped = false;
         self.at += 1;
         loop {
             self.at += plain_run(&self.bytes[self.at..]);
@@ -383,6 +386,7 @@ impl<'b> Tokens<'b> {
                     return Ok(());
                 }
                 Some(b'\\') => {
+                    self.escaped = true;
                     self.at += 1;
                     self.escape()?;
                 }
@@ -714,7 +718,7 @@ impl Decoder<'_> {
                 let next = field.wrapping_add(1);
                 let found = if fields.get(next).is_some_and(|field| field.name.as_bytes() == inner) {
                     Some(next)
-                } else if inner.contains(&b'\\') {
+                } else if self.tokens.escaped() {
                     find(fields, unquote(raw).as_bytes())
                 } else {
                     find(fields, inner)

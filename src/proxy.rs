@@ -1,7 +1,7 @@
 //! The whole route of a callback, on one screen: [`Proxy::reply`].
 //!
 //! ```text
-//! Request<Incoming>  wire::read          whole, within limits, in memory
+//! Request<B>         wire::read          whole, within limits, in memory
 //!   RawRequest       Callback::parse     one command, an operation ID, a JSON object; or a Rejection
 //!     Callback       Policy::decide      an answer given here, or a Plan
 //!       Plan         Proxy::ask          admitted, sent once, answered or failed by the deadline
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::{Method, Request, Response, header, request};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::Body;
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -154,7 +154,10 @@ impl Notes {
 }
 
 impl Handler for Proxy {
-    async fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+    async fn answer<B>(self: Rc<Self>, request: Request<B>, peer: SocketAddr) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes>,
+    {
         let started = Instant::now();
         let bodiless = request.method() == Method::HEAD;
         let _counted = self.shared.metrics.callback();
@@ -178,9 +181,9 @@ impl Proxy {
         Proxy { shared, upstream, recorder, drain, no_rule: Arc::from("none"), line, generated }
     }
 
-    async fn reply(
+    async fn reply<B: Body<Data = Bytes>>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         peer: SocketAddr,
         started: Instant,
         in_force: &InForce,
@@ -245,7 +248,7 @@ impl Proxy {
         reply
     }
 
-    async fn discard(&self, body: Pin<&mut Incoming>, until: Instant) {
+    async fn discard<B: Body<Data = Bytes>>(&self, body: Pin<&mut B>, until: Instant) {
         let mut drain = self.drain.clone();
         tokio::select! {
             () = wire::discard(body, until) => {}
@@ -338,7 +341,8 @@ impl Proxy {
         let Some(left) = wake.checked_duration_since(asked).filter(|left| !left.is_zero()) else {
             return Outcome::Failed(Failure::Timeout { doing: "receiving the callback" });
         };
-        let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left);
+        let buffer = self.upstream.head_buffer();
+        let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left, buffer);
         let mut drain = self.drain.clone();
         let answered = tokio::select! {
             biased;

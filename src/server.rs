@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -37,6 +37,7 @@ use tracing::{debug, warn};
 use crate::drain::{Stage, Watch};
 use crate::metrics::Metrics;
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
+use crate::wire;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -126,10 +127,11 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
 
 /// Answers requests. One to a worker; never shared between threads.
 pub trait Handler: 'static {
-    /// Answers one request of this peer. Dropping the future is how a caller that hangs up cancels what it asked.
-    fn answer(
+    /// Answers one request of this peer, whatever server it came through. Dropping the future is how a caller that hangs
+    /// up cancels what it asked.
+    fn answer<B: Body<Data = Bytes>>(
         self: Rc<Self>,
-        request: Request<Incoming>,
+        request: Request<B>,
         peer: SocketAddr,
     ) -> impl Future<Output = Response<Full<Bytes>>>;
 }
@@ -264,7 +266,7 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
+    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<Caller>, HandshakeFailure> {
         let mut first = [0; 8];
         let seen = stream.peek(&mut first).await.map_err(|error| HandshakeFailure::of(&error))?;
         if looks_like_plain_http(&first[..seen]) {
@@ -272,7 +274,7 @@ impl<H: Handler> Server<H> {
             return Err(HandshakeFailure::PlainHttp);
         }
         TlsAcceptor::from(self.tls.config())
-            .accept(stream)
+            .accept(Caller(stream))
             .await
             .map_err(|error| HandshakeFailure::of(&error))
     }
@@ -431,7 +433,7 @@ where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    B: hyper::body::Body + 'static,
+    B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     fn graceful_shutdown(self: Pin<&mut Self>) {
@@ -444,7 +446,7 @@ where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    B: hyper::body::Body + 'static,
+    B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
 {
@@ -523,10 +525,49 @@ impl Drop for Active {
     }
 }
 
+/// A caller's socket. TLS hands it one record at a time, as a vector of one.
+struct Caller(TcpStream);
+
+impl AsyncRead for Caller {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Caller {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        wire::poll_write_slices(&mut self.get_mut().0, cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
 /// A caller's stream that ends when a head takes too long. The time runs from its first byte, so that an idle
 /// connection is left alone.
 struct Watched {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Caller>,
     activity: Rc<Activity>,
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,

@@ -26,6 +26,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::held::{Held, Holding, SMALL_BODY_BYTES};
 use crate::verdict::{Finding, Findings, Invalid};
+use crate::wire;
 use delivery::TcpInfo;
 use outcome::{Answered, Failure};
 
@@ -36,6 +37,10 @@ pub mod outcome;
 /// then Node's and uvicorn's 5 s; half of the shortest keeps the app's closing and our writing well apart. A new
 /// connection over loopback costs 0.1 ms.
 const KEPT_IDLE: Duration = Duration::from_secs(1);
+
+/// How long a kept connection may be idle and the runtime be believed that it is still open. A busy worker looks at its
+/// sockets far more often; behind a longer pause the kernel is asked, which costs a fiftieth of a callback.
+const BELIEVED: Duration = Duration::from_millis(5);
 
 /// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
 const KEPT_CONNECTIONS: usize = 100;
@@ -92,12 +97,28 @@ pub struct Upstream {
     head_limit: usize,
     held: Held,
     kept: RefCell<Vec<(Connection, Instant)>>,
+    /// Buffers of heads that were sent.
+    heads: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Upstream {
     /// An app at this address. `answer_limit` and `head_limit` are bytes.
     pub fn new(address: Address, answer_limit: usize, head_limit: usize, held: Held) -> Upstream {
-        Upstream { address, answer_limit, head_limit, held, kept: RefCell::default() }
+        let (kept, heads) = (RefCell::default(), RefCell::default());
+        Upstream { address, answer_limit, head_limit, held, kept, heads }
+    }
+
+    /// An empty buffer for the head of a request: one that was used before, if there is one.
+    pub fn head_buffer(&self) -> Vec<u8> {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn keep_head(&self, mut head: Vec<u8>) {
+        let mut heads = self.heads.borrow_mut();
+        if head.capacity() <= ONE_WRITE && heads.len() < KEPT_CONNECTIONS {
+            head.clear();
+            heads.push(head);
+        }
     }
 
     /// Sends one request, `head` as it goes over the wire, and reads the whole answer.
@@ -109,20 +130,25 @@ impl Upstream {
             request.head.extend_from_slice(body);
             request.body = &[];
         }
-        while let Some(connection) = self.kept_connection() {
-            match self.run(connection, &request).await {
-                // The app had closed this one before our bytes came: nothing was asked yet.
-                Err(Ended::Unread) => {}
-                Err(Ended::Failed(failure)) => return Err(failure),
-                Ok(answered) => return Ok(answered),
-            }
-        }
-        let connection = Connection::open(&self.address).await.map_err(|error| self.unreachable(error))?;
-        match self.run(connection, &request).await {
+        let ended = self.sent_once(&request).await;
+        self.keep_head(request.head);
+        match ended {
             Ok(answered) => Ok(answered),
             Err(Ended::Failed(failure)) => Err(failure),
             Err(Ended::Unread) => Err(self.unreachable(io::ErrorKind::ConnectionReset.into())),
         }
+    }
+
+    async fn sent_once(&self, request: &Request<'_>) -> Result<Answered, Ended> {
+        while let Some(connection) = self.kept_connection() {
+            match self.run(connection, request).await {
+                // The app had closed this one before our bytes came: nothing was asked yet.
+                Err(Ended::Unread) => {}
+                ended => return ended,
+            }
+        }
+        let connection = Connection::open(&self.address).await.map_err(|error| self.unreachable(error))?;
+        self.run(connection, request).await
     }
 
     /// How many idle connections are kept.
@@ -142,12 +168,13 @@ impl Upstream {
     fn kept_connection(&self) -> Option<Connection> {
         let mut kept = self.kept.borrow_mut();
         while let Some((connection, since)) = kept.pop() {
-            if since.elapsed() >= KEPT_IDLE {
+            let idle = since.elapsed();
+            if idle >= KEPT_IDLE {
                 // All below it have been idle for longer.
                 kept.clear();
                 return None;
             }
-            if connection.is_quiet() {
+            if connection.is_quiet(idle) {
                 return Some(connection);
             }
         }
@@ -285,11 +312,14 @@ impl Connection {
         Ok(Connection { stream, buffer: BytesMut::new(), written })
     }
 
-    /// Whether an idle connection is open and has nothing to say. Asked of the kernel itself: what the runtime knows of
-    /// the socket is as old as its last look.
-    fn is_quiet(&self) -> bool {
+    /// Whether a connection that has been idle for so long is open and has nothing to say. What the runtime knows of the
+    /// socket is as old as its last look; only the kernel itself knows better.
+    fn is_quiet(&self, idle: Duration) -> bool {
         let mut byte = [MaybeUninit::uninit(); 1];
         let seen = match &self.stream {
+            // No call where the runtime knows of nothing to read. (What is read here is on a connection that is dropped.)
+            Stream::Tcp(tcp) if idle < BELIEVED => tcp.try_read(&mut [0]),
+            Stream::Unix(unix) if idle < BELIEVED => unix.try_read(&mut [0]),
             Stream::Tcp(tcp) => socket2::SockRef::from(tcp).peek(&mut byte),
             Stream::Unix(unix) => socket2::SockRef::from(unix).peek(&mut byte),
         };
@@ -312,8 +342,7 @@ impl Connection {
             let (stream, buffer) = (&mut self.stream, &mut self.buffer);
             let early = buffer.len() < head_limit;
             let written = std::future::poll_fn(|cx| {
-                if let Poll::Ready(written) = Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])
-                {
+                if let Poll::Ready(written) = wire::poll_write_slices(&mut *stream, cx, &slices[..count]) {
                     return Poll::Ready(written.map(Some));
                 }
                 // The app's side is full. If it is talking meanwhile, it has an answer and wants no more.
@@ -465,33 +494,45 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> {
     let not_http = |what: &str| NoHead::NotHttp(what.to_owned());
     let code =
         parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| not_http("no status"))?;
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
-    for found in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(found.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
-        let value = HeaderValue::from_bytes(found.value).map_err(|_| not_http("a header's value"))?;
-        headers.append(name, value);
-    }
-    let newer = parsed.version == Some(1);
+    let fields = &*parsed.headers;
     let says = |token: &str| {
-        let values = headers.get_all(header::CONNECTION).into_iter();
-        let tokens = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-        tokens.map(str::trim).any(|found| found.eq_ignore_ascii_case(token))
+        let tokens = named(fields, "connection").flat_map(|value| value.split(|byte| *byte == b','));
+        tokens.map(<[u8]>::trim_ascii).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
     };
+    let newer = parsed.version == Some(1);
     let mut keep_alive = if newer { !says("close") } else { says("keep-alive") };
-    let framing = framing(code, &headers, &mut keep_alive)?;
+    let framing = framing(code, fields, &mut keep_alive)?;
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| not_http("a header's value"))?;
+        // What belongs to this connection ends here.
+        if !wire::is_hop_by_hop(&name) && name != header::CONTENT_LENGTH && !says(field.name) {
+            headers.append(name, value);
+        }
+    }
     Ok(Some((length, Head { status: code, headers, framing, keep_alive })))
 }
 
-fn framing(status: StatusCode, headers: &HeaderMap, keep_alive: &mut bool) -> Result<Framing, NoHead> {
+/// The values of a header, in their order.
+fn named<'h>(fields: &'h [httparse::Header<'h>], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+    fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+}
+
+fn framing(
+    status: StatusCode,
+    fields: &[httparse::Header<'_>],
+    keep_alive: &mut bool,
+) -> Result<Framing, NoHead> {
     if status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Ok(Framing::Length(0));
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).into_iter().peekable();
+    let mut codings = named(fields, "transfer-encoding").peekable();
+    let mut lengths = named(fields, "content-length").peekable();
     if codings.peek().is_some() {
         // Both at once is how answers are smuggled; the length is passed over, and the connection not used again.
-        *keep_alive &= !headers.contains_key(header::CONTENT_LENGTH);
-        let only_chunked =
-            codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+        *keep_alive &= lengths.peek().is_none();
+        let only_chunked = codings.all(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
         return if only_chunked {
             Ok(Framing::Chunked)
         } else {
@@ -499,19 +540,14 @@ fn framing(status: StatusCode, headers: &HeaderMap, keep_alive: &mut bool) -> Re
         };
     }
     let mut length = None;
-    for value in headers.get_all(header::CONTENT_LENGTH) {
-        for part in value.to_str().unwrap_or("").split(',') {
-            let digits = part.trim();
-            let found = digits
-                .bytes()
-                .all(|byte| byte.is_ascii_digit())
-                .then(|| digits.parse::<usize>().ok())
-                .flatten();
-            match (found, length) {
-                (Some(found), None) => length = Some(found),
-                (Some(found), Some(before)) if found == before => {}
-                _ => return Err(NoHead::NotHttp("content-length is no number, or there are two".to_owned())),
-            }
+    for part in lengths.flat_map(|value| value.split(|byte| *byte == b',')) {
+        let digits = std::str::from_utf8(part.trim_ascii()).unwrap_or_default();
+        let found =
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<usize>().ok()).flatten();
+        match (found, length) {
+            (Some(found), None) => length = Some(found),
+            (Some(found), Some(before)) if found == before => {}
+            _ => return Err(NoHead::NotHttp("content-length is no number, or there are two".to_owned())),
         }
     }
     Ok(length.map_or(Framing::UntilEnd, Framing::Length))

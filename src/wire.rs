@@ -1,13 +1,16 @@
 //! Between hyper's messages and ours: a bounded read of a body, the head that goes to the app, the answer that goes out.
 
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header, request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame};
+use tokio::io::AsyncWrite;
 
 use crate::callback::target::UpstreamForm;
 use crate::callback::{Callback, OPERATION_ID};
@@ -122,7 +125,7 @@ pub fn head_size(head: &request::Parts) -> usize {
 }
 
 /// Whether a header belongs to one connection and goes no further (RFC 9110, section 7.6.1, and the older names).
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         *name,
         header::CONNECTION
@@ -146,11 +149,18 @@ fn is_named(connection: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 /// The head of the request to the app, as it goes over the wire. Header names are written as Go writes them.
-pub fn upstream_head(callback: &Callback, form: UpstreamForm, peer: IpAddr, left: Duration) -> Vec<u8> {
+/// `head` is an empty buffer to write it to.
+pub fn upstream_head(
+    callback: &Callback,
+    form: UpstreamForm,
+    peer: IpAddr,
+    left: Duration,
+    mut head: Vec<u8>,
+) -> Vec<u8> {
     let headers = callback.headers();
     let has_connection = headers.contains_key(header::CONNECTION);
     // Room for the body too: a small one goes out in the same write.
-    let mut head = Vec::with_capacity(1024 + callback.body().len().min(8 << 10));
+    head.reserve(1024 + callback.body().len().min(8 << 10));
     head.extend_from_slice(b"POST ");
     head.extend_from_slice(callback.target().rewritten(callback.uri(), form).as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
@@ -252,18 +262,8 @@ pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>>
     };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
+    *response.headers_mut() = from_app.map(for_openim).unwrap_or_default();
     let headers = response.headers_mut();
-    if let Some(from_app) = from_app {
-        let has_connection = from_app.contains_key(header::CONNECTION);
-        for (name, value) in &from_app {
-            let ours = matches!(*name, header::CONTENT_LENGTH | header::LOCATION | header::DATE)
-                || name.as_str().starts_with("callback-guard-");
-            let stays = ours || is_hop_by_hop(name) || (has_connection && is_named(&from_app, name));
-            if !stays {
-                headers.append(name.clone(), value.clone());
-            }
-        }
-    }
     headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
     headers.insert(
         VERDICT,
@@ -287,6 +287,30 @@ pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>>
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"callback-guard\""));
     }
     response
+}
+
+/// The app's headers without those that say something of its own address, its own time or in our name.
+fn for_openim(mut headers: HeaderMap) -> HeaderMap {
+    headers.remove(header::LOCATION);
+    headers.remove(header::DATE);
+    let is_ours = |name: &HeaderName| name.as_str().starts_with("callback-guard-");
+    while let Some(name) = headers.keys().find(|name| is_ours(name)).cloned() {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// Writes what there is in one call. One slice is sent, which costs the kernel less than a vector of one.
+pub fn poll_write_slices<W: AsyncWrite + Unpin>(
+    stream: &mut W,
+    cx: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let mut filled = slices.iter().filter(|slice| !slice.is_empty());
+    match (filled.next(), filled.next()) {
+        (Some(only), None) => Pin::new(stream).poll_write(cx, only),
+        _ => Pin::new(stream).poll_write_vectored(cx, slices),
+    }
 }
 
 /// The answer to HEAD: the same head, the length included, and nothing behind it. Over HTTP/2 hyper leaves that to us.

@@ -428,7 +428,7 @@ fn closing_silently() -> (App, Receiver<()>, Arc<Mutex<Vec<String>>>) {
 /// overtakes it is answered with a reset, which proves nothing (see `delivery`).
 fn wait_until_closed(connection: &Connection) {
     let begun = Instant::now();
-    while connection.is_quiet() {
+    while connection.is_quiet(BELIEVED) {
         assert!(begun.elapsed() < Duration::from_secs(30), "the app closed, and its FIN does not come");
         thread::yield_now();
     }
