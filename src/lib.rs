@@ -41,6 +41,7 @@ pub mod upstream;
 pub mod settle;
 pub mod in_force;
 pub mod metrics;
+pub mod memory;
 pub mod log;
 pub mod drain;
 pub mod status;

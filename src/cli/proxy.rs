@@ -20,6 +20,7 @@ use crate::drain::{self, Drain, Stage};
 use crate::files::Fingerprint;
 use crate::held::Held;
 use crate::log;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::proxy::{Config, Proxy, Shared};
 use crate::ready::{Latch, Readiness};
@@ -163,6 +164,7 @@ impl Loaded {
                 }
             };
             tokio::task::spawn_local(Rc::new(admin).serve(listener));
+            tokio::task::spawn_local(memory::give_back(Arc::clone(&self.metrics)));
             follow(config, self.publisher, self.policy_seen);
             reload(self.tls_reloader, self.auth_reloader, &self.tls, &self.metrics);
             info!(
