@@ -256,9 +256,10 @@ impl FileCheck<'_> {
             bare += 1;
             let mut entry = self.document(number, root, text);
             if bare > 1 {
-                let message = "Too many: the proxy takes a file of one document".to_owned();
-                let (line, column) = (Some(root.at.line), Some(root.at.column));
-                entry.warnings.push(Problem { path: String::new(), message, line, column });
+                let message =
+                    "Too many: the proxy takes one document a file; an override is a file of its own";
+                let (message, line, column) = (message.to_owned(), Some(root.at.line), Some(root.at.column));
+                entry.problems.push(Problem { path: String::new(), message, line, column });
             }
             self.report.entries.push(entry);
         }
@@ -513,7 +514,7 @@ items:
             lines[..2],
             [
                 "-:document 1:1:7: mode: Unsupported value: \"Obsrve\": supported values: \"Enforce\", \"Observe\"",
-                "-:document 2:3:1: warning: Too many: the proxy takes a file of one document",
+                "-:document 2:3:1: Too many: the proxy takes one document a file; an override is a file of its own",
             ]
         );
         assert!(lines[2].starts_with("-:document 3:"), "{lines:?}");

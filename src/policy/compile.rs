@@ -283,6 +283,13 @@ fn rule(index: usize, field: &Field<'_>, defaults: &Defaults, findings: &mut Fin
     let matches = table.section("match").map(|field| matches(field, findings)).unwrap_or_default();
     let mut rule = defaults.rule(name, matches);
     deny(&table, &mut rule.deny, findings);
+    // Read beside an answer too: whoever takes the answer away again should not meet the next problem then.
+    if let Some(field) = table.get("timeout") {
+        rule.timeout = timeout(field, defaults, findings).unwrap_or(rule.timeout);
+    }
+    fallbacks(&table, &mut rule.fallbacks, findings);
+    rule.breaker = table.get("breaker").and_then(|field| breaker(field, findings));
+    rule.max_in_flight = max_in_flight(&table, rule.max_in_flight, findings);
     if let Some(field) = table.get("answer") {
         rule.answer = field.choice(&Fallback::ALL, findings);
         rule.max_in_flight = None;
@@ -292,14 +299,7 @@ fn rule(index: usize, field: &Field<'_>, defaults: &Defaults, findings: &mut Fin
                 findings.problem(&field.path, field.node.at, message);
             }
         }
-        return Some(rule);
     }
-    if let Some(field) = table.get("timeout") {
-        rule.timeout = timeout(field, defaults, findings).unwrap_or(rule.timeout);
-    }
-    fallbacks(&table, &mut rule.fallbacks, findings);
-    rule.breaker = table.get("breaker").and_then(|field| breaker(field, findings));
-    rule.max_in_flight = max_in_flight(&table, rule.max_in_flight, findings);
     Some(rule)
 }
 
