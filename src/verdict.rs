@@ -153,7 +153,8 @@ pub static FINDINGS: [FindingRow; 12] = [
     FindingRow {
         finding: Finding::CodeAsString,
         name: "code-as-string",
-        found: "`actionCode`, `errCode` or `nextCode` is a string: `\"\"`, `\"0\"`, `\"1\"`",
+        found: "`actionCode`, `errCode` or `nextCode` is a string that holds a number or nothing: `\"\"`, `\"0\"`, `\"1\"`, \
+                `\"5001\"`",
         becomes: Some("the number; `\"\"` becomes `0`"),
         why: "OpenIM reads 32-bit integers there and fails the operation with 90007 DataError. The published pages show \
               `\"nextCode\": \"\"` as an allow.",
