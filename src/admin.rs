@@ -14,7 +14,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -63,8 +63,10 @@ pub struct Admin {
     pub recent: Recent,
     /// Bytes held.
     pub held: Held,
-    /// The certificate.
-    pub tls: Tls,
+    /// The certificate, once there is one.
+    pub tls: Arc<OnceLock<Tls>>,
+    /// The ConfigMap that is watched, where one is.
+    pub configmap: Option<String>,
     /// Where the app is, for the page.
     pub upstream: String,
     /// When the process began.
@@ -149,7 +151,7 @@ impl Admin {
     fn ready(&self) -> Response<Full<Bytes>> {
         let mut missing = self.readiness.missing();
         if self.drain.watch().stage() >= Stage::Ending {
-            missing.push("draining");
+            missing.push("draining".to_owned());
         }
         if missing.is_empty() {
             return text(StatusCode::OK, "ok\n");
@@ -178,6 +180,12 @@ impl Admin {
             "override": over,
             "refusedPolicy": refused_policy,
             "refusedOverride": refused_override,
+            "watch": self.configmap.as_ref().map(|name| json!({
+                "configmap": name,
+                "connected": self.policy.watched().is_connected(),
+                "problem": self.policy.watched().problem.reason(),
+                "cacheProblem": self.policy.not_kept(),
+            })),
         })
     }
 }

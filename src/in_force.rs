@@ -31,6 +31,8 @@ pub enum SourceKind {
     File,
     /// `--policy-configmap`
     ConfigMap,
+    /// `--policy-cache`: what came from the ConfigMap before this process began.
+    Cache,
 }
 
 impl SourceKind {
@@ -40,6 +42,7 @@ impl SourceKind {
             SourceKind::Builtin => "builtin",
             SourceKind::File => "file",
             SourceKind::ConfigMap => "configmap",
+            SourceKind::Cache => "cache",
         }
     }
 }

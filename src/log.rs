@@ -140,7 +140,9 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 pub fn install(queue: &Queue, level: LevelFilter, format: Format) {
     // What libraries say below a warning is for those who write them: frames and states, a dozen lines a callback.
     let theirs = level.min(LevelFilter::WARN);
-    let filter = Targets::new().with_default(theirs).with_target("callback_guard", level);
+    // kube writes whole answers of the API server into its warnings; what is wrong there is told by `source`.
+    let filter = Targets::new().with_default(theirs).with_target("kube_client", LevelFilter::OFF);
+    let filter = filter.with_target("callback_guard", level);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(Lines(queue.clone())).with_target(false);
     let _ = match format {

@@ -81,7 +81,7 @@ pub struct Limits {
 /// A listening socket, its address known, nothing served yet.
 #[derive(Debug)]
 pub struct Bound {
-    sockets: Vec<std::net::TcpListener>,
+    sockets: Vec<Socket>,
     address: SocketAddr,
 }
 
@@ -89,11 +89,19 @@ impl Bound {
     /// Listens with one socket for each worker. Only several share a port by `SO_REUSEPORT`: with one, a port that is
     /// taken is an error and not a silent share.
     pub fn new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
-        let mut sockets = vec![listen(address, workers > 1)?];
+        let bound = Bound::reserved(address, workers)?;
+        bound.sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+        Ok(bound)
+    }
+
+    /// Takes the port and does not listen yet: until [`Bound::into_sockets`] callers are refused at once.
+    pub fn reserved(address: SocketAddr, workers: usize) -> io::Result<Bound> {
+        let mut sockets = vec![socket(address, workers > 1)?];
         // With port 0 the first takes a free one, and the others the same.
         let address = sockets[0].local_addr()?;
+        let address = address.as_socket().expect("an Internet socket has such an address");
         for _ in 1..workers {
-            sockets.push(listen(address, true)?);
+            sockets.push(socket(address, true)?);
         }
         Ok(Bound { sockets, address })
     }
@@ -103,13 +111,19 @@ impl Bound {
         self.address
     }
 
-    /// The sockets, one for each worker.
-    pub fn into_sockets(self) -> Vec<std::net::TcpListener> {
-        self.sockets
+    /// The sockets, one for each worker, listening.
+    pub fn into_sockets(self) -> io::Result<Vec<std::net::TcpListener>> {
+        let listening = self.sockets.into_iter().map(|socket| {
+            socket.listen(BACKLOG)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket.into())
+        });
+        listening.collect()
     }
 }
 
-fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+/// A socket that is bound and does not listen: callers are refused.
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // [::] is both families wherever the system allows it.
@@ -120,9 +134,7 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
         socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Answers requests. One to a worker; never shared between threads.

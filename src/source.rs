@@ -8,42 +8,53 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::in_force::{InForce, SourceKind};
 use crate::metrics::Metrics;
 use crate::policy::{self, Override, Policy, Warnings, overrides};
-use crate::status::Refused;
+use crate::status::{Refused, Watched};
 
+mod access;
 mod api_server;
+pub mod boot;
+pub mod cache;
 pub mod config_map;
 pub mod file;
+mod trouble;
+pub mod watch;
+
+/// A ConfigMap holds at most 1 MiB; so does a text that is read as a policy.
+const TEXT_LIMIT_BYTES: usize = 1 << 20;
 
 /// Puts policies in force. Clones publish to the same receivers.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    in_force: Arc<watch::Sender<Arc<InForce>>>,
+    in_force: Arc<tokio::sync::watch::Sender<Arc<InForce>>>,
     metrics: Arc<Metrics>,
     refused_policy: Refused,
     refused_override: Refused,
     /// Whether the ConfigMap has delivered, good or bad.
     from_cluster: Arc<AtomicBool>,
+    watched: Watched,
+    cache_problem: Refused,
 }
 
 impl Publisher {
     /// Starts with the built-in defaults in force.
-    pub fn new(metrics: Arc<Metrics>) -> (Publisher, watch::Receiver<Arc<InForce>>) {
+    pub fn new(metrics: Arc<Metrics>) -> (Publisher, tokio::sync::watch::Receiver<Arc<InForce>>) {
         let builtin = Arc::new(InForce::builtin());
         metrics.policy_in_force(&builtin);
         metrics.policy_mended(true);
-        let (sender, receiver) = watch::channel(builtin);
+        let (sender, receiver) = tokio::sync::watch::channel(builtin);
         let publisher = Publisher {
             in_force: Arc::new(sender),
             metrics,
             refused_policy: Refused::default(),
             refused_override: Refused::default(),
             from_cluster: Arc::default(),
+            watched: Watched::default(),
+            cache_problem: Refused::default(),
         };
         (publisher, receiver)
     }
@@ -134,6 +145,27 @@ impl Publisher {
     /// Whether the ConfigMap is watched at the moment.
     pub fn watch_connected(&self, connected: bool) {
         self.metrics.policy_watch(connected);
+        self.watched.connected(connected);
+    }
+
+    /// Why the ConfigMap cannot be watched, or that it can.
+    pub fn watch_problem(&self, problem: Option<String>) {
+        self.watched.problem.set(problem);
+    }
+
+    /// The watch, as it is at the moment.
+    pub fn watched(&self) -> &Watched {
+        &self.watched
+    }
+
+    /// Why the last good policy cannot be kept on disk, or that it can.
+    pub fn cache_problem(&self, problem: Option<String>) {
+        self.cache_problem.set(problem);
+    }
+
+    /// Why the last good policy is not kept on disk, where it should be.
+    pub fn not_kept(&self) -> Option<String> {
+        self.cache_problem.reason()
     }
 
     /// Whether the ConfigMap has delivered: files are no longer read then.

@@ -1,6 +1,7 @@
 //! What is known of the process at a moment, for those who look at it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many decisions are kept.
@@ -26,6 +27,26 @@ impl Recent {
     /// The lines, the newest first, each a JSON object.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
+    }
+}
+
+/// The watch of a ConfigMap.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    connected: Arc<AtomicBool>,
+    /// Why it cannot be watched, until it can.
+    pub problem: Refused,
+}
+
+impl Watched {
+    /// Remembers whether there is a watch under way.
+    pub fn connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    /// Whether there is a watch under way.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 pub use self::client_ca::ClientCa;
 pub use self::handshake::{HandshakeFailure, looks_like_plain_http};
 pub use self::pem::Problem;
-pub use self::reload::{Error, Errors, Files, Flag, ReloadEvent, Reloader, open};
+pub use self::reload::{Error, Errors, Files, Flag, ReloadEvent, Reloader, open, wait};
 pub use self::self_signed::{BadName, LIFETIME as SELF_SIGNED_LIFETIME, SelfSigned};
 pub use self::validity::{Standing, Validity, now};
 

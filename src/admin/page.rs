@@ -29,15 +29,25 @@ pub(super) fn render(admin: &Admin) -> String {
     for refused in admin.policy.refused().into_iter().flatten() {
         let _ = write!(out, "<p class=bad>Refused, and not in force:\n{}</p>", escaped(&refused));
     }
+    if let Some(problem) = admin.policy.watched().problem.reason() {
+        let _ = write!(out, "<p class=bad>The ConfigMap cannot be watched:\n{}</p>", escaped(&problem));
+    }
+    if let Some(problem) = admin.policy.not_kept() {
+        let _ =
+            write!(out, "<p class=bad>The last good policy is not kept on disk:\n{}</p>", escaped(&problem));
+    }
     out.push_str("<table>");
     row(&mut out, "up", &format!("{} s", admin.started.elapsed().as_secs()));
     row(&mut out, "stage", &format!("{:?}", admin.drain.watch().stage()));
     let missing = admin.readiness.missing();
-    row(&mut out, "ready", if missing.is_empty() { "yes" } else { "no" });
+    let ready = if missing.is_empty() { "yes".to_owned() } else { format!("no: {}", missing.join(", ")) };
+    row(&mut out, "ready", &ready);
     row(&mut out, "app", &admin.upstream);
-    let validity = admin.tls.validity();
-    let days = (validity.not_after - tls::now()) / 86_400;
-    row(&mut out, "certificate", &format!("ends in {days} days"));
+    let certificate = match admin.tls.get() {
+        Some(tls) => format!("ends in {} days", (tls.validity().not_after - tls::now()) / 86_400),
+        None => "none yet".to_owned(),
+    };
+    row(&mut out, "certificate", &certificate);
     let counts = (admin.metrics.in_flight(), admin.metrics.connections(), admin.held.bytes());
     row(
         &mut out,
@@ -45,6 +55,10 @@ pub(super) fn render(admin: &Admin) -> String {
         &format!("{} callbacks in flight, {} connections, {} bytes held", counts.0, counts.1, counts.2),
     );
     row(&mut out, "policy", &format!("{} {} {}", now.source.label(), now.policy.hash(), now.revision));
+    if let Some(name) = &admin.configmap {
+        let connected = admin.policy.watched().is_connected();
+        row(&mut out, "watch", &format!("{name}: {}", if connected { "connected" } else { "not connected" }));
+    }
     row(&mut out, "mode", now.policy.mode().label());
     match &now.over {
         Some(over) if over.active(SystemTime::now()) => {

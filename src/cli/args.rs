@@ -64,6 +64,11 @@ macro_rules! proxy_args {
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
                   hide_default_value = true, require_equals = true)]
             tls_self_signed: String,
+            /// Start without good certificate files, and listen as soon as they are there; until then /readyz says why not
+            #[arg(long, env = "CALLBACK_GUARD_TLS_WAIT", hide_env = true, value_name = "BOOL",
+                  num_args = 0..=1, default_value = "false", default_missing_value = "true",
+                  hide_default_value = true, require_equals = true)]
+            tls_wait: String,
             /// Let --upstream name a host that is not loopback: the gateway form
             #[arg(long, env = "CALLBACK_GUARD_ALLOW_REMOTE_UPSTREAM", hide_env = true, value_name = "BOOL",
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
@@ -96,6 +101,8 @@ proxy_args! {
     override_file "override-file" "CALLBACK_GUARD_OVERRIDE_FILE" "FILE" "";
     /// ConfigMap with the policy, watched through the API server; once it is there, the files are no longer read
     policy_configmap "policy-configmap" "CALLBACK_GUARD_POLICY_CONFIGMAP" "NS/NAME" "";
+    /// Folder where the last good policy of the ConfigMap is kept, for a restart with the API server away
+    policy_cache "policy-cache" "CALLBACK_GUARD_POLICY_CACHE" "FOLDER" "";
     /// Plain HTTP: probes, metrics, and on loopback the status page [default: [::]:9090, or 0.0.0.0:9090 without IPv6]
     admin_listen "admin-listen" "CALLBACK_GUARD_ADMIN_LISTEN" "ADDR:PORT" "";
     /// Threads that answer callbacks, 1 to 64
@@ -302,6 +309,8 @@ pub struct Proxy {
     pub listen: Option<SocketAddr>,
     /// Where the certificate is from.
     pub tls: TlsSource,
+    /// `--tls-wait`; never with `--tls-self-signed`.
+    pub tls_wait: bool,
     /// `--client-ca`
     pub client_ca: Option<PathBuf>,
     /// `--basic-auth-file`
@@ -316,6 +325,8 @@ pub struct Proxy {
     pub override_file: Option<PathBuf>,
     /// `--policy-configmap`
     pub policy_configmap: Option<config_map::Name>,
+    /// `--policy-cache`; never without `--policy-configmap`.
+    pub policy_cache: Option<PathBuf>,
     /// `--require-policy`
     pub require_policy: bool,
     /// Where the admin port is; `None` as above.
@@ -579,6 +590,7 @@ fn proxy(typed: &ProxyArgs, problems: &mut Problems) -> Option<Proxy> {
     let listen = problems.read_optional("--listen", &typed.listen, socket);
     let admin_listen = problems.read_optional("--admin-listen", &typed.admin_listen, socket);
     let tls = tls(typed, problems);
+    let tls_wait = tls_wait(typed, problems);
     let upstream = upstream(typed, problems);
     let upstream_form = problems.read("--upstream-form", &typed.upstream_form, |text| {
         let forms = [
@@ -589,6 +601,7 @@ fn proxy(typed: &ProxyArgs, problems: &mut Problems) -> Option<Proxy> {
         one_of(text, &forms)
     });
     let policy_configmap = problems.read_optional("--policy-configmap", &typed.policy_configmap, str::parse);
+    let policy_cache = policy_cache(typed, problems);
     let require_policy = problems.switch("--require-policy", &typed.require_policy);
     let workers = problems.count("--workers", &typed.workers, 1, 64);
     let max_connections = problems.count("--max-connections", &typed.max_connections, 1, 1_000_000);
@@ -613,6 +626,7 @@ fn proxy(typed: &ProxyArgs, problems: &mut Problems) -> Option<Proxy> {
     Some(Proxy {
         listen: listen?,
         tls: tls?,
+        tls_wait: tls_wait?,
         client_ca: path(&typed.client_ca),
         basic_auth_file: path(&typed.basic_auth_file),
         upstream: upstream?,
@@ -620,6 +634,7 @@ fn proxy(typed: &ProxyArgs, problems: &mut Problems) -> Option<Proxy> {
         policy_file: path(&typed.policy_file),
         override_file: path(&typed.override_file),
         policy_configmap: policy_configmap?,
+        policy_cache: policy_cache?,
         require_policy: require_policy?,
         admin_listen: admin_listen?,
         workers: workers?,
@@ -659,6 +674,24 @@ fn tls(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
         (None, Some(_), false) => problems.add("--tls-cert", "is missing beside --tls-key"),
     }
     None
+}
+
+fn tls_wait(typed: &ProxyArgs, problems: &mut Problems) -> Option<bool> {
+    let wait = problems.switch("--tls-wait", &typed.tls_wait)?;
+    if wait && typed.tls_self_signed == "true" {
+        problems.add("--tls-wait", "stands beside --tls-self-signed, which has no files to wait for");
+        return None;
+    }
+    Some(wait)
+}
+
+fn policy_cache(typed: &ProxyArgs, problems: &mut Problems) -> Option<Option<PathBuf>> {
+    let folder = path(&typed.policy_cache);
+    if folder.is_some() && typed.policy_configmap.is_empty() {
+        problems.add("--policy-cache", "needs --policy-configmap: only what comes from a ConfigMap is kept");
+        return None;
+    }
+    Some(folder)
 }
 
 fn upstream(typed: &ProxyArgs, problems: &mut Problems) -> Option<Address> {
@@ -912,6 +945,20 @@ mod tests {
             let found = problems(line);
             assert!(found.len() == 1 && found[0].starts_with(flag), "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_cache_is_for_a_config_map_and_waiting_is_for_files() {
+        for (line, flag) in [
+            ("--tls-self-signed --policy-cache /c", "--policy-cache: needs --policy-configmap"),
+            ("--tls-self-signed --tls-wait", "--tls-wait: stands beside --tls-self-signed"),
+            ("--tls-cert c --tls-key k --tls-wait=perhaps", "--tls-wait: \"perhaps\" is none of true, false"),
+        ] {
+            let found = problems(&format!("proxy {line}"));
+            assert!(found.len() == 1 && found[0].starts_with(flag), "{found:?}");
+        }
+        let proxy = proxy_of("--policy-cache /c --policy-configmap shop/policy --tls-wait=false");
+        assert_eq!((proxy.policy_cache, proxy.tls_wait), (Some("/c".into()), false));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! The main thread runs admin, reloading and the end; each worker has a thread and a runtime of its own.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
-use super::args::{self, ADMIN_PORT, LISTEN_PORT, TlsSource};
+use self::certificate::Certificate;
+use super::args::{self, ADMIN_PORT, LISTEN_PORT};
 use crate::admin::Admin;
 use crate::basic_auth::{self, BasicAuth};
 use crate::drain::{self, Drain, Stage};
@@ -25,9 +26,13 @@ use crate::metrics::Metrics;
 use crate::proxy::{Config, Proxy, Shared};
 use crate::ready::{Latch, Readiness};
 use crate::server::{Bound, Limits, Server};
+use crate::source::boot::{NoPolicy, Places, boot};
+use crate::source::cache::{Cache, Kept};
 use crate::source::{self, Publisher};
 use crate::status::Recent;
-use crate::tls::{self, SelfSigned, Tls};
+use crate::tls::{self, Tls};
+
+mod certificate;
 
 /// How much earlier than the pod's grace period the end is over: time for the exit itself.
 const BEFORE_THE_KILL: Duration = Duration::from_secs(1);
@@ -61,11 +66,11 @@ struct Loaded {
     started: Instant,
     log: log::Queue,
     metrics: Arc<Metrics>,
-    tls: Tls,
-    tls_reloader: Option<tls::Reloader>,
+    certificate: Certificate,
     auth: Option<BasicAuth>,
     auth_reloader: Option<basic_auth::Reloader>,
     publisher: Publisher,
+    kept: Kept,
     in_force: tokio::sync::watch::Receiver<Arc<crate::in_force::InForce>>,
     policy_seen: [Option<Fingerprint>; 2],
     listener: Bound,
@@ -77,17 +82,22 @@ impl Loaded {
     fn new(config: &args::Proxy, log: &log::Queue, started: Instant) -> Result<Loaded, Vec<String>> {
         let mut problems = Vec::new();
         let metrics = Arc::new(Metrics::new(log.dropped()));
-        let tls = note(&mut problems, load_tls(config));
+        let certificate = note(&mut problems, Certificate::load(config));
         let auth = config.basic_auth_file.clone().map(basic_auth::open).transpose();
         let auth = note(&mut problems, auth.map_err(|error| error.to_string()));
         let (publisher, in_force) = Publisher::new(Arc::clone(&metrics));
         let seen = |path: &Option<_>| path.as_ref().map(|path| Fingerprint::of(std::slice::from_ref(path)));
         let policy_seen = [seen(&config.policy_file), seen(&config.override_file)];
-        let _ = note(&mut problems, load_policy(config, &publisher));
-        let listener = note(&mut problems, bind("--listen", config.listen, LISTEN_PORT, config.workers));
-        let admin = note(&mut problems, bind("--admin-listen", config.admin_listen, ADMIN_PORT, 1));
-        let (Some((tls, tls_reloader)), Some(auth), Some(listener), Some(admin)) =
-            (tls, auth, listener, admin)
+        let (kept, policy) = load_policy(config, &publisher);
+        let _ = note(&mut problems, policy);
+        let waiting = matches!(certificate, Some(Certificate::Awaited { .. }));
+        let take = if waiting { Bound::reserved } else { Bound::new };
+        let listener =
+            note(&mut problems, bind("--listen", config.listen, LISTEN_PORT, config.workers, take));
+        let admin =
+            note(&mut problems, bind("--admin-listen", config.admin_listen, ADMIN_PORT, 1, Bound::new));
+        let (Some(certificate), Some(auth), Some(listener), Some(admin)) =
+            (certificate, auth, listener, admin)
         else {
             return Err(problems);
         };
@@ -100,11 +110,11 @@ impl Loaded {
             started,
             log,
             metrics,
-            tls,
-            tls_reloader,
+            certificate,
             auth,
             auth_reloader,
             publisher,
+            kept,
             in_force,
             policy_seen,
             listener,
@@ -114,10 +124,8 @@ impl Loaded {
 
     fn serve(self, config: &args::Proxy) -> u8 {
         count_panics(&self.metrics);
-        self.metrics.certificate(not_after(&self.tls));
         let (drain, watch) = Drain::new(Instant::now());
         let readiness = Readiness::default();
-        let (listen, admin_listen) = (self.listener.address(), self.admin.address());
         let shared = Arc::new(Shared {
             config: proxy_config(config),
             in_force: self.in_force,
@@ -129,6 +137,7 @@ impl Loaded {
             recent: Recent::default(),
         });
         let drain = Arc::new(drain);
+        let tls = Arc::new(OnceLock::new());
         let admin = Admin {
             policy: self.publisher.clone(),
             metrics: Arc::clone(&self.metrics),
@@ -136,27 +145,22 @@ impl Loaded {
             drain: Arc::clone(&drain),
             recent: shared.recent.clone(),
             held: shared.held.clone(),
-            tls: self.tls.clone(),
+            tls: Arc::clone(&tls),
+            configmap: config.policy_configmap.as_ref().map(ToString::to_string),
             upstream: config.upstream.to_string(),
             started: self.started,
         };
-        let workers = Workers {
-            shared,
-            tls: self.tls.clone(),
-            limits: limits(config),
-            connections: Arc::new(Semaphore::new(config.max_connections)),
-            drain: watch,
-            accepting: Arc::new(AtomicUsize::new(config.workers)),
-        };
-        let (dead, died) = mpsc::unbounded_channel();
-        for socket in self.listener.into_sockets() {
-            workers.start(socket, readiness.latch("listener"), dead.clone());
-        }
+        let service = Service { shared, drain, watch, readiness, metrics: self.metrics, tls };
+        let (listen, admin_listen) = (self.listener, self.admin.address());
         local_runtime().block_on(async {
-            let admin_socket = self.admin.into_sockets().pop().expect("a listener has a socket");
-            let opened = tokio::net::TcpListener::from_std(admin_socket)
+            let sockets = self.admin.into_sockets();
+            let opened = sockets
+                .and_then(|mut sockets| {
+                    let socket = sockets.pop().expect("a listener has a socket");
+                    tokio::net::TcpListener::from_std(socket)
+                })
                 .and_then(|listener| Signals::new().map(|signals| (listener, signals)));
-            let (listener, signals) = match opened {
+            let (listener, mut signals) = match opened {
                 Ok(opened) => opened,
                 Err(error) => {
                     error!(%error, "Neither the admin port can be served nor signals be received");
@@ -164,18 +168,72 @@ impl Loaded {
                 }
             };
             tokio::task::spawn_local(Rc::new(admin).serve(listener));
-            tokio::task::spawn_local(memory::give_back(Arc::clone(&self.metrics)));
-            follow(config, self.publisher, self.policy_seen);
-            reload(self.tls_reloader, self.auth_reloader, &self.tls, &self.metrics);
-            info!(
-                version = env!("CARGO_PKG_VERSION"),
-                listen.addr = %listen,
-                admin.addr = %admin_listen,
-                upstream.addr = %config.upstream,
-                "Listening"
-            );
-            live(signals, died, &drain, &self.metrics, &workers.accepting, config).await
+            tokio::task::spawn_local(memory::give_back(Arc::clone(&service.metrics)));
+            follow(config, self.publisher, self.policy_seen, self.kept);
+            let certificate = tokio::select! {
+                ready = self.certificate.ready(&service.readiness, &service.metrics, admin_listen) => ready,
+                signal = signals.next() => {
+                    info!(signal, "Ending: there was no certificate to serve with, so nobody was served");
+                    return 0;
+                }
+            };
+            service.run(listen, certificate, self.auth_reloader, signals, admin_listen, config).await
         })
+    }
+}
+
+/// What is the same whether the certificate is there at the start or comes later.
+struct Service {
+    shared: Arc<Shared>,
+    drain: Arc<Drain>,
+    watch: drain::Watch,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    /// Set once.
+    tls: Arc<OnceLock<Tls>>,
+}
+
+impl Service {
+    /// Listens, and serves to the end. Gives the exit code.
+    async fn run(
+        self,
+        listener: Bound,
+        (tls, reloader): (Tls, Option<tls::Reloader>),
+        auth_reloader: Option<basic_auth::Reloader>,
+        signals: Signals,
+        admin_listen: std::net::SocketAddr,
+        config: &args::Proxy,
+    ) -> u8 {
+        self.metrics.certificate(not_after(&tls));
+        let listen = listener.address();
+        let sockets = match listener.into_sockets() {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                error!(%error, listen.addr = %listen, "--listen: cannot be listened on");
+                return super::PROBLEM;
+            }
+        };
+        let workers = Workers {
+            shared: self.shared,
+            tls: self.tls.get_or_init(|| tls).clone(),
+            limits: limits(config),
+            connections: Arc::new(Semaphore::new(config.max_connections)),
+            drain: self.watch,
+            accepting: Arc::new(AtomicUsize::new(config.workers)),
+        };
+        let (dead, died) = mpsc::unbounded_channel();
+        for socket in sockets {
+            workers.start(socket, self.readiness.latch("listener"), dead.clone());
+        }
+        reload(reloader, auth_reloader, &workers.tls, &self.metrics);
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listen.addr = %listen,
+            admin.addr = %admin_listen,
+            upstream.addr = %config.upstream,
+            "Listening"
+        );
+        live(signals, died, &self.drain, &self.metrics, &workers.accepting, config).await
     }
 }
 
@@ -329,48 +387,23 @@ fn note<T>(problems: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
     result.map_err(|text| problems.extend(text.lines().map(str::to_owned))).ok()
 }
 
-fn load_tls(config: &args::Proxy) -> Result<(Tls, Option<tls::Reloader>), String> {
-    match &config.tls {
-        TlsSource::Files { cert, key } => {
-            let files =
-                tls::Files { cert: cert.clone(), key: key.clone(), client_ca: config.client_ca.clone() };
-            let (tls, reloader) = tls::open(files).map_err(|error| error.to_string())?;
-            if let Some(warning) = reloader.warning() {
-                warn!(problem = warning, "The certificate is served all the same");
-            }
-            Ok((tls, Some(reloader)))
-        }
-        TlsSource::SelfSigned => {
-            let client_ca = config.client_ca.as_deref().map(load_client_ca).transpose()?;
-            let names: Vec<String> =
-                std::env::var("HOSTNAME").ok().into_iter().filter(|name| !name.is_empty()).collect();
-            let made = SelfSigned::new(&names, tls::now()).or_else(|_| SelfSigned::new(&[], tls::now()));
-            let made = made.map_err(|error| format!("--tls-self-signed: {error}"))?;
-            warn!("The certificate is self-signed: callers must be told to trust it");
-            Ok((Tls::fixed(&made.credentials, client_ca.as_ref()), None))
-        }
-    }
-}
-
-fn load_client_ca(path: &std::path::Path) -> Result<tls::ClientCa, String> {
-    let bytes = crate::files::read_bounded(path, 1 << 20).map_err(|error| format!("--client-ca: {error}"))?;
-    tls::ClientCa::from_pem(&bytes).map_err(|problem| format!("--client-ca: {}: {problem}", path.display()))
-}
-
-fn load_policy(config: &args::Proxy, publisher: &Publisher) -> Result<(), String> {
-    if let Some(path) = &config.override_file {
-        source::file::load_override(path, publisher);
-    }
-    let loaded =
-        match &config.policy_file {
-            Some(path) => source::file::load_policy(path, publisher).map_err(|reason| {
-                let lines = reason.lines().map(|line| format!("--policy-file: {line}"));
-                lines.collect::<Vec<_>>().join("\n")
-            }),
-            None => Err("--require-policy: needs a --policy-file; a ConfigMap is not there yet at the start"
-                .to_owned()),
-        };
-    if config.require_policy { loaded } else { Ok(()) }
+/// Puts in force what serves until the ConfigMap has been seen; gives what the cache held. It fails only where a policy
+/// is required and there is none.
+fn load_policy(config: &args::Proxy, publisher: &Publisher) -> (Kept, Result<(), String>) {
+    let cache = config.policy_cache.as_deref().map(Cache::new);
+    let places = Places {
+        policy_file: config.policy_file.as_deref(),
+        override_file: config.override_file.as_deref(),
+        cache: cache.as_ref().zip(config.policy_configmap.as_ref()),
+    };
+    let (kept, found) = boot(places, publisher);
+    let required = found.map_err(|NoPolicy(problems)| match problems.is_empty() {
+        true => "--require-policy: needs a --policy-file, or a --policy-cache that holds one; a ConfigMap is not there \
+                 yet at the start"
+            .to_owned(),
+        false => problems.join("\n"),
+    });
+    (kept, if config.require_policy { required } else { Ok(()) })
 }
 
 fn bind(
@@ -378,21 +411,21 @@ fn bind(
     wanted: Option<std::net::SocketAddr>,
     port: u16,
     workers: usize,
+    take: fn(std::net::SocketAddr, usize) -> std::io::Result<Bound>,
 ) -> Result<Bound, String> {
     let named = |address: std::net::SocketAddr| {
-        Bound::new(address, workers)
-            .map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
+        take(address, workers).map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
     };
     match wanted {
         Some(address) => named(address),
         None => {
             let [both, v4] = args::any(port);
-            Bound::new(both, workers).or_else(|_| named(v4))
+            take(both, workers).or_else(|_| named(v4))
         }
     }
 }
 
-fn follow(config: &args::Proxy, publisher: Publisher, [policy, over]: [Option<Fingerprint>; 2]) {
+fn follow(config: &args::Proxy, publisher: Publisher, [policy, over]: [Option<Fingerprint>; 2], kept: Kept) {
     if let (Some(path), Some(seen)) = (config.policy_file.clone(), policy) {
         tokio::task::spawn_local(source::file::follow_policy(path, seen, publisher.clone()));
     }
@@ -400,7 +433,8 @@ fn follow(config: &args::Proxy, publisher: Publisher, [policy, over]: [Option<Fi
         tokio::task::spawn_local(source::file::follow_override(path, seen, publisher.clone()));
     }
     if let Some(name) = config.policy_configmap.clone() {
-        tokio::task::spawn_local(source::config_map::follow(name, publisher.clone()));
+        let cache = config.policy_cache.as_deref().map(|folder| (Cache::new(folder), kept));
+        tokio::task::spawn_local(source::watch::follow(name, publisher.clone(), cache));
     }
     tokio::task::spawn_local(async move { publisher.tell_override().await });
 }

@@ -46,7 +46,8 @@ async fn idle_connection(
         metrics: Arc::new(Metrics::new(Counter::default())),
         drain: drain.watch(),
     };
-    let socket = bound.into_sockets().pop().expect("one worker, one socket");
+    let mut sockets = bound.into_sockets().expect("it listens");
+    let socket = sockets.pop().expect("one worker, one socket");
     tokio::task::spawn_local(Rc::new(server).serve(socket));
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(made.certificate_pem.as_bytes()).expect("PEM");

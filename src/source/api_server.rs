@@ -4,139 +4,79 @@
 //! (a pool, a connector, the platform's trust store) would be a fifth of the binary.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{fs, io};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use kube::Client;
 use kube::client::Body as Asked;
-use kube::config::AuthInfo;
-use kube::{Client, Config};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::tls;
+use super::access::Access;
+use super::trouble::Failure;
 
 /// How long connecting may take, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// A connection with nothing on it for so long is dead: the API server sends a bookmark each minute.
-const SILENCE: Duration = Duration::from_secs(180);
+/// A connection with nothing on it for so long is dead: the API server sends a bookmark each minute, give or take.
+const SILENCE: Duration = Duration::from_secs(150);
+
+/// A ConfigMap holds at most 1 MiB, of which JSON makes 6 MiB at the worst; a line, or a list, is no longer.
+const LINE_LIMIT_BYTES: usize = 8 << 20;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Heard>, Error>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Heard<Incoming>>, Error>> + Send>>;
 
-/// A client for the cluster around this pod, or for the one of the kubeconfig.
-///
-/// # Errors
-///
-/// What was tried and why it did not work, in a sentence.
-pub(super) async fn client() -> Result<Client, String> {
-    let config = Config::infer().await.map_err(|error| {
-        format!("neither the service account of a pod nor a kubeconfig can be used: {error}")
-    })?;
-    let namespace = config.default_namespace.clone();
-    Ok(Client::new(ApiServer { server: Arc::new(Server::new(config)?) }, namespace))
-}
+/// What the last answer said besides its body, which is all that kube's errors tell of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastAnswer(Arc<(AtomicU16, AtomicU64)>);
 
-/// Where it is, and how to be believed there.
-struct Server {
-    url: Uri,
-    host: String,
-    port: u16,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-    auth: AuthInfo,
-}
-
-impl Server {
-    fn new(config: Config) -> Result<Server, String> {
-        let url = config.cluster_url;
-        let host = url.host().ok_or_else(|| format!("{url} names no host"))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let secure = url.scheme_str() != Some("http");
-        let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let tls = if secure {
-            let name = config.tls_server_name.unwrap_or_else(|| host.clone());
-            let name = ServerName::try_from(name).map_err(|error| format!("{url}: {error}"))?;
-            let roots = config.root_cert.unwrap_or_default();
-            Some((TlsConnector::from(Arc::new(trust(roots, &config.auth_info)?)), name))
-        } else {
-            None
-        };
-        Ok(Server { url, host, port, tls, auth: config.auth_info })
+impl LastAnswer {
+    /// Its status; 0 where there was no answer.
+    pub(super) fn status(&self) -> u16 {
+        self.0.0.load(Ordering::Relaxed)
     }
 
-    /// The token is read anew each time: the kubelet renews it within its hour.
-    fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
-        let token = match (&self.auth.token, &self.auth.token_file) {
-            (Some(token), _) => token.expose_secret().to_owned(),
-            (None, Some(file)) => {
-                fs::read_to_string(file).map_err(|error| format!("token file {file}: {error}"))?
-            }
-            (None, None) => return Ok(None),
-        };
-        let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+    /// How long to stay away; zero where it said nothing of it.
+    pub(super) fn retry_after(&self) -> Duration {
+        Duration::from_secs(self.0.1.load(Ordering::Relaxed))
+    }
+
+    /// Whole seconds are what the API server sends; a date, which it does not, counts as nothing said.
+    fn heard(&self, status: u16, headers: &HeaderMap) {
+        let seconds =
+            headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        self.0.0.store(status, Ordering::Relaxed);
+        self.0.1.store(seconds.unwrap_or(0), Ordering::Relaxed);
     }
 }
 
-fn trust(roots: Vec<Vec<u8>>, auth: &AuthInfo) -> Result<ClientConfig, String> {
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store
-            .add(root.into())
-            .map_err(|error| format!("the API server's authority cannot be used: {error}"))?;
-    }
-    if store.is_empty() {
-        return Err(
-            "no authority to know the API server by (ca.crt of the service account, or the kubeconfig's)"
-                .to_owned(),
-        );
-    }
-    let builder = ClientConfig::builder_with_provider(tls::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(store);
-    let data = |data: &Option<String>, file: &Option<String>| match (data, file) {
-        (Some(data), _) => BASE64_STANDARD.decode(data).map(Some).map_err(|error| error.to_string()),
-        (None, Some(file)) => fs::read(file).map(Some).map_err(|error| format!("{file}: {error}")),
-        (None, None) => Ok(None),
-    };
-    let certificate = data(&auth.client_certificate_data, &auth.client_certificate)?;
-    let key = auth.client_key_data.as_ref().map(|key| key.expose_secret().to_owned());
-    let (Some(certificate), Some(key)) = (certificate, data(&key, &auth.client_key)?) else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let wrong = |error: &dyn std::fmt::Display| {
-        format!("the kubeconfig's client certificate cannot be used: {error}")
-    };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| wrong(&error))?;
-    builder.with_client_auth_cert(chain.map_err(|error| wrong(&error))?, key).map_err(|error| wrong(&error))
+/// A client for this access, and what its server said last.
+pub(super) fn client(access: Access) -> (Client, LastAnswer) {
+    let last = LastAnswer::default();
+    let namespace = access.namespace.clone();
+    let service = ApiServer { access: Arc::new(access), last: last.clone() };
+    (Client::new(service, namespace), last)
 }
 
 /// The service that kube's client sends its requests through.
 struct ApiServer {
-    server: Arc<Server>,
+    access: Arc<Access>,
+    last: LastAnswer,
 }
 
 impl tower_service::Service<Request<Asked>> for ApiServer {
-    type Response = Response<Heard>;
+    type Response = Response<Heard<Incoming>>;
     type Error = Error;
     type Future = Answering;
 
@@ -145,40 +85,61 @@ impl tower_service::Service<Request<Asked>> for ApiServer {
     }
 
     fn call(&mut self, request: Request<Asked>) -> Answering {
-        let server = Arc::clone(&self.server);
-        Box::pin(async move { ask(&server, request).await })
+        let (access, last) = (Arc::clone(&self.access), self.last.clone());
+        Box::pin(async move { Ok(ask(&access, &last, request).await?) })
     }
 }
 
-async fn ask(server: &Server, mut request: Request<Asked>) -> Result<Response<Heard>, Error> {
-    let authority = server.url.authority().map_or("", |authority| authority.as_str());
-    request.headers_mut().insert(header::HOST, HeaderValue::try_from(authority)?);
-    if let Some(authorization) = server.authorization()? {
+async fn ask(
+    access: &Access,
+    last: &LastAnswer,
+    mut request: Request<Asked>,
+) -> Result<Response<Heard<Incoming>>, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::Token(error.to_string());
+    last.heard(0, &HeaderMap::new());
+    let authority = match access.host.contains(':') {
+        true => format!("[{}]:{}", access.host, access.port),
+        false => format!("{}:{}", access.host, access.port),
+    };
+    let host = HeaderValue::try_from(authority).map_err(|error| wrong(&error))?;
+    request.headers_mut().insert(header::HOST, host);
+    if let Some(authorization) = access.authorization().map_err(Failure::Token)? {
         request.headers_mut().insert(header::AUTHORIZATION, authorization);
     }
     // A cluster may be behind a path; what kube asks for begins with /api.
-    let base = server.url.path().trim_end_matches('/');
+    let base = access.url.path().trim_end_matches('/');
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-    *request.uri_mut() = format!("{base}{target}").parse()?;
-    let connected = timeout(CONNECT, async {
-        let tcp = TcpStream::connect((server.host.as_str(), server.port)).await?;
-        match &server.tls {
-            None => handshake(tcp).await,
-            Some((connector, name)) => handshake(connector.connect(name.clone(), tcp).await?).await,
-        }
-    });
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
-    let mut sender = connected.await.map_err(|_| late())??;
-    let answer = timeout(SILENCE, sender.send_request(request)).await.map_err(|_| late())??;
+    *request.uri_mut() = format!("{base}{target}")
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| Failure::Request(error.into()))?;
+    let mut sender = connect(access).await?;
+    let silent = || Failure::Silent(SILENCE.as_secs());
+    let answer =
+        timeout(SILENCE, sender.send_request(request)).await.map_err(|_| silent())?.map_err(Failure::Http)?;
+    last.heard(answer.status().as_u16(), answer.headers());
     // The sender goes along: its connection ends when nobody can ask any more.
-    Ok(answer.map(|body| Heard { body, silence: Box::pin(sleep(SILENCE)), _sender: sender }))
+    Ok(answer.map(|body| Heard::new(body, Some(sender))))
 }
 
-async fn handshake<S>(stream: S) -> Result<http1::SendRequest<Asked>, Error>
+async fn connect(access: &Access) -> Result<http1::SendRequest<Asked>, Failure> {
+    let late =
+        || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT.as_secs()));
+    let tcp = timeout(CONNECT, TcpStream::connect((access.host.as_str(), access.port))).await;
+    let tcp = tcp.unwrap_or_else(|_| Err(late())).map_err(Failure::Connect)?;
+    match &access.tls {
+        None => handshake(tcp).await,
+        Some((connector, name)) => {
+            let tls = timeout(CONNECT, connector.connect(name.clone(), tcp)).await;
+            handshake(tls.unwrap_or_else(|_| Err(late())).map_err(Failure::Tls)?).await
+        }
+    }
+}
+
+async fn handshake<S>(stream: S) -> Result<http1::SendRequest<Asked>, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Http)?;
     tokio::spawn(async move {
         // How it ended is told by the body, or by the request that is under way.
         let _ = connection.await;
@@ -186,27 +147,50 @@ where
     Ok(sender)
 }
 
-/// An answer's body that ends with an error when nothing comes for too long.
-struct Heard {
-    body: Incoming,
+/// An answer's body that ends with an error when nothing comes for too long, or a line has no end.
+struct Heard<B> {
+    body: B,
     silence: Pin<Box<Sleep>>,
-    _sender: http1::SendRequest<Asked>,
+    /// Bytes since the last end of a line.
+    line: usize,
+    _sender: Option<http1::SendRequest<Asked>>,
 }
 
-impl Body for Heard {
+impl<B> Heard<B> {
+    fn new(body: B, sender: Option<http1::SendRequest<Asked>>) -> Heard<B> {
+        Heard { body, silence: Box::pin(sleep(SILENCE)), line: 0, _sender: sender }
+    }
+}
+
+impl<B> Body for Heard<B>
+where
+    B: Body<Data = Bytes, Error: Into<Error>> + Unpin,
+{
     type Data = Bytes;
     type Error = Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.silence.as_mut().reset(tokio::time::Instant::now() + SILENCE);
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            return this
+                .silence
+                .as_mut()
+                .poll(cx)
+                .map(|()| Some(Err(Failure::Silent(SILENCE.as_secs()).into())));
+        };
+        this.silence.as_mut().reset(Instant::now() + SILENCE);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            match data.iter().rposition(|byte| *byte == b'\n') {
+                Some(end) => this.line = data.len() - end - 1,
+                None => this.line += data.len(),
+            }
+            if this.line > LINE_LIMIT_BYTES {
+                return Poll::Ready(Some(Err(Failure::TooLong(LINE_LIMIT_BYTES).into())));
+            }
         }
-        this.silence.as_mut().poll(cx).map(|()| {
-            let text = "the watch is dead: not even a bookmark for three minutes";
-            Some(Err(io::Error::new(io::ErrorKind::TimedOut, text).into()))
-        })
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -215,5 +199,71 @@ impl Body for Heard {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{BodyExt as _, StreamBody};
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A body that the test feeds.
+    fn fed() -> (
+        futures::channel::mpsc::UnboundedSender<Bytes>,
+        Heard<impl Body<Data = Bytes, Error = Infallible> + Unpin>,
+    ) {
+        use futures::StreamExt as _;
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        (sender, Heard::new(StreamBody::new(receiver.map(|data| Ok(Frame::data(data)))), None))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_without_a_byte_is_dead_after_its_time_and_one_with_bookmarks_is_not() {
+        let (sender, mut heard) = fed();
+        let begun = Instant::now();
+        for _ in 0..5 {
+            advance(Duration::from_secs(60)).await;
+            sender.unbounded_send(Bytes::from_static(b"{}\n")).expect("the body listens");
+            assert!(matches!(heard.frame().await, Some(Ok(_))), "a bookmark a minute keeps it alive");
+        }
+        // The clock runs ahead by itself while there is nothing else to do.
+        let error = heard.frame().await.expect("not an end").expect_err("dead");
+        assert_eq!(begun.elapsed().as_secs(), 5 * 60 + 150);
+        assert!(error.to_string().contains("150 s"), "{error}");
+        drop(sender);
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_refused_and_long_watches_of_lines_are_not() {
+        let (sender, mut heard) = fed();
+        let mebibyte = Bytes::from(vec![b' '; 1 << 20]);
+        let mut line = vec![b' '; 1 << 20];
+        line.push(b'\n');
+        for _ in 0..20 {
+            sender.unbounded_send(line.clone().into()).expect("the body listens");
+            assert!(matches!(heard.frame().await, Some(Ok(_))));
+        }
+        for _ in 0..8 {
+            sender.unbounded_send(mebibyte.clone()).expect("the body listens");
+            assert!(matches!(heard.frame().await, Some(Ok(_))));
+        }
+        sender.unbounded_send(mebibyte).expect("the body listens");
+        assert!(heard.frame().await.expect("not an end").is_err());
+    }
+
+    #[test]
+    fn seconds_to_stay_away_are_heard_and_forgotten_with_the_next_answer() {
+        let last = LastAnswer::default();
+        for (value, seconds) in [("7", 7), ("soon", 0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), (" 3 ", 3)] {
+            let headers = [(header::RETRY_AFTER, HeaderValue::from_static(value))].into_iter().collect();
+            last.heard(429, &headers);
+            assert_eq!((last.status(), last.retry_after()), (429, Duration::from_secs(seconds)), "{value}");
+        }
+        last.heard(200, &HeaderMap::new());
+        assert_eq!((last.status(), last.retry_after()), (200, Duration::ZERO));
     }
 }

@@ -1,25 +1,16 @@
-//! A policy ConfigMap, watched through the API server.
+//! A policy ConfigMap: its name, and what is made of what it holds.
 //!
-//! One object is watched by its name, which is all that the Role of a sidecar allows. A normal end of the watch is
-//! taken up again at once; after an error the next try waits a random while, so that ten thousand sidecars do not come
-//! back to a restarted API server together. Whatever happens, what is in force stays in force: a deleted ConfigMap is a
-//! problem to be told, not an empty policy.
+//! Whatever comes, what is in force stays in force until something better is there: a broken policy, a ConfigMap without
+//! the key and a deleted one are problems to be told, not an empty policy.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
-use std::pin::pin;
 use std::str::FromStr;
-use std::time::Duration;
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, utils::Backoff};
-use kube::{Api, Client};
-use tracing::{info, warn};
 
-use super::{Publisher, api_server, compile, compile_override};
+use super::cache::{Cache, Keeper, Kept};
+use super::{Publisher, TEXT_LIMIT_BYTES, compile, compile_override};
 use crate::in_force::SourceKind;
 
 /// The key of the policy.
@@ -27,13 +18,6 @@ pub const POLICY_KEY: &str = "policy.yaml";
 
 /// The key of the override.
 pub const OVERRIDE_KEY: &str = "override.yaml";
-
-/// How long one watch lasts, in seconds, at random between these: an hour keeps ten thousand sidecars at three
-/// re-watches a second, and the spread keeps them apart.
-const WATCH_SECONDS: (u32, u32) = (3_000, 3_600);
-
-/// The first and the longest wait after an error; the wait is a random part of it.
-const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Which ConfigMap: `NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,138 +54,105 @@ impl fmt::Display for Name {
     }
 }
 
-/// Follows a ConfigMap for ever.
-pub async fn follow(name: Name, publisher: Publisher) {
-    let mut waits = Waits::default();
-    loop {
-        match api_server::client().await {
-            Ok(client) => watch(client, &name, &publisher).await,
-            Err(reason) => warn!(configmap = %name, reason, "The API server cannot be asked; trying again"),
-        }
-        publisher.watch_connected(false);
-        tokio::time::sleep(waits.next().unwrap_or(WAITS.1)).await;
-    }
+/// Where what a ConfigMap holds goes: in force, and to the cache. Policy and override each for itself.
+pub(super) struct Receiver {
+    name: Name,
+    publisher: Publisher,
+    kept: Kept,
+    keeper: Option<Keeper>,
+    /// The version that was looked at last: a list may bring it again.
+    seen: Option<String>,
 }
 
-async fn watch(client: Client, name: &Name, publisher: &Publisher) {
-    let api: Api<ConfigMap> = Api::namespaced(client, &name.namespace);
-    let (least, most) = WATCH_SECONDS;
-    let seconds = least + (f64::from(most - least) * random()) as u32;
-    let mut config = watcher::Config::default()
-        .fields(&format!("metadata.name={}", name.name))
-        .timeout(seconds)
-        .any_semantic();
-    config.page_size = None;
-    let mut events = pin!(watcher::watcher(api, config).backoff(Waits::default()));
-    let mut listed = None;
-    let mut told = None;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                if told.take().is_some() {
-                    info!(configmap = %name, "The ConfigMap is watched again");
-                }
-                publisher.watch_connected(true);
-                match event {
-                    Event::Init => listed = None,
-                    Event::InitApply(found) => listed = Some(found),
-                    Event::InitDone => match listed.take() {
-                        Some(found) => apply(name, found, publisher),
-                        None => publisher
-                            .refused_policy(&name.to_string(), "there is no such ConfigMap".to_owned()),
-                    },
-                    Event::Apply(found) => apply(name, found, publisher),
-                    Event::Delete(_) => {
-                        publisher.refused_policy(&name.to_string(), "the ConfigMap was deleted".to_owned());
-                    }
+impl Receiver {
+    /// Runs inside a runtime. The cache comes with what it held at the start: a broken edit does not take that away.
+    pub(super) fn new(name: Name, publisher: Publisher, cache: Option<(Cache, Kept)>) -> Receiver {
+        let (keeper, kept) = match cache {
+            Some((cache, kept)) => (Some(Keeper::start(cache, name.clone(), publisher.clone())), kept),
+            None => (None, Kept::default()),
+        };
+        Receiver { name, publisher, kept, keeper, seen: None }
+    }
+
+    /// The ConfigMap as it is now.
+    pub(super) fn found(&mut self, found: ConfigMap) {
+        self.publisher.delivered_from_cluster();
+        let revision = found.metadata.resource_version.unwrap_or_default();
+        if !revision.is_empty() && self.seen.as_ref() == Some(&revision) {
+            return;
+        }
+        self.seen = Some(revision.clone());
+        let data: BTreeMap<String, String> = found.data.unwrap_or_default();
+        let binary = |key: &str| found.binary_data.as_ref().is_some_and(|binary| binary.contains_key(key));
+        let text = |key: &str| match data.get(key) {
+            Some(text) if text.len() > TEXT_LIMIT_BYTES => {
+                Err(format!("is {} bytes, at most {TEXT_LIMIT_BYTES} are read", text.len()))
+            }
+            None if binary(key) => Err("stands in binaryData, expected UTF-8 text in data".to_owned()),
+            found => Ok(found.map(String::as_str)),
+        };
+        let before = self.kept.clone();
+        self.over(text(OVERRIDE_KEY));
+        self.policy(text(POLICY_KEY), &revision);
+        if let Some(keeper) = &self.keeper
+            && self.kept != before
+        {
+            keeper.keep(&self.kept);
+        }
+    }
+
+    /// There is none, and why it is known.
+    pub(super) fn absent(&mut self, why: &str) {
+        self.seen = None;
+        if self.publisher.refused()[0].as_deref() != Some(why) {
+            self.publisher.refused_policy(&self.name.to_string(), why.to_owned());
+        }
+    }
+
+    fn over(&mut self, text: Result<Option<&str>, String>) {
+        let compiled = text.and_then(|text| Ok((compile_override(text.unwrap_or_default())?, text)));
+        match compiled {
+            Ok(((over, warnings), text)) => {
+                self.kept.over = over.is_some().then(|| text.unwrap_or_default().to_owned());
+                if self.publisher.current().over == over {
+                    self.publisher.override_is_good();
+                } else {
+                    self.publisher.over(over, &warnings);
                 }
             }
-            Err(error) => {
-                publisher.watch_connected(false);
-                // The same trouble again and again is told once.
-                let reason = reason(&error);
-                if told.as_ref() != Some(&reason) {
-                    warn!(configmap = %name, reason, "The ConfigMap cannot be watched; what is in force stays");
-                    told = Some(reason);
-                }
+            Err(reason) => self.publisher.refused_override(&format!("{} {OVERRIDE_KEY}", self.name), reason),
+        }
+    }
+
+    fn policy(&mut self, text: Result<Option<&str>, String>, revision: &str) {
+        let from = format!("{} {POLICY_KEY}", self.name);
+        let text = match text {
+            Ok(Some(text)) => text,
+            Ok(None) => {
+                let reason = format!("the ConfigMap has no key {POLICY_KEY}");
+                return self.publisher.refused_policy(&self.name.to_string(), reason);
             }
+            Err(reason) => return self.publisher.refused_policy(&from, format!("{POLICY_KEY} {reason}")),
+        };
+        let now = self.publisher.current();
+        match compile(text) {
+            Ok((policy, warnings)) => {
+                if self.kept.policy.as_deref() != Some(text) {
+                    self.kept = Kept {
+                        revision: revision.to_owned(),
+                        policy: Some(text.to_owned()),
+                        over: self.kept.over.take(),
+                    };
+                }
+                if policy.hash() == now.policy.hash() && now.source == SourceKind::ConfigMap {
+                    return self.publisher.policy_is_good();
+                }
+                let place = format!("{} resourceVersion {revision}", self.name);
+                self.publisher.policy(policy, &warnings, SourceKind::ConfigMap, place);
+            }
+            Err(reason) => self.publisher.refused_policy(&from, reason),
         }
     }
-}
-
-/// An error with all that is behind it: the outermost alone says only what was tried.
-fn reason(error: &watcher::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
-}
-
-/// Puts what a ConfigMap holds in force, if it is any good; policy and override each for itself.
-fn apply(name: &Name, found: ConfigMap, publisher: &Publisher) {
-    publisher.delivered_from_cluster();
-    let revision = found.metadata.resource_version.unwrap_or_default();
-    let data: BTreeMap<String, String> = found.data.unwrap_or_default();
-    let now = publisher.current();
-    match compile_override(data.get(OVERRIDE_KEY).map_or("", String::as_str)) {
-        Ok((over, _)) if now.over == over => publisher.override_is_good(),
-        Ok((over, warnings)) => publisher.over(over, &warnings),
-        Err(reason) => publisher.refused_override(&format!("{name} {OVERRIDE_KEY}"), reason),
-    }
-    let Some(text) = data.get(POLICY_KEY) else {
-        return publisher.refused_policy(&name.to_string(), format!("the ConfigMap has no key {POLICY_KEY}"));
-    };
-    match compile(text) {
-        Ok((policy, _)) if policy.hash() == now.policy.hash() && now.source == SourceKind::ConfigMap => {
-            publisher.policy_is_good();
-        }
-        Ok((policy, warnings)) => {
-            publisher.policy(
-                policy,
-                &warnings,
-                SourceKind::ConfigMap,
-                format!("{name} resourceVersion {revision}"),
-            );
-        }
-        Err(reason) => publisher.refused_policy(&format!("{name} {POLICY_KEY}"), reason),
-    }
-}
-
-/// A wait that doubles up to its bound; each a random part of it ("full jitter").
-#[derive(Debug)]
-struct Waits(Duration);
-
-impl Default for Waits {
-    fn default() -> Waits {
-        Waits(WAITS.0)
-    }
-}
-
-impl Iterator for Waits {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let wait = self.0.mul_f64(random());
-        self.0 = (self.0 * 2).min(WAITS.1);
-        Some(wait)
-    }
-}
-
-impl Backoff for Waits {
-    fn reset(&mut self) {
-        *self = Waits::default();
-    }
-}
-
-/// A number from 0 to 1, different for each process and call; for spreading, not for secrets.
-fn random() -> f64 {
-    RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]
@@ -217,8 +168,10 @@ mod tests {
         ConfigMap { data: Some(data), ..ConfigMap::default() }
     }
 
-    fn publisher() -> Publisher {
-        Publisher::new(Arc::new(Metrics::new(prometheus_client::metrics::counter::Counter::default()))).0
+    fn receiver() -> (Receiver, Publisher) {
+        let metrics = Arc::new(Metrics::new(prometheus_client::metrics::counter::Counter::default()));
+        let publisher = Publisher::new(metrics).0;
+        (Receiver::new("shop/policy".parse().expect("valid"), publisher.clone(), None), publisher)
     }
 
     #[test]
@@ -232,40 +185,86 @@ mod tests {
 
     #[test]
     fn a_good_edit_is_in_force_and_a_broken_one_keeps_the_last_good_one() {
-        let (name, publisher): (Name, _) = ("shop/policy".parse().expect("valid"), publisher());
+        let (mut receiver, publisher) = receiver();
         assert!(!publisher.is_from_cluster());
-        apply(&name, config_map(&[(POLICY_KEY, "mode: Observe")]), &publisher);
+        receiver.found(config_map(&[(POLICY_KEY, "mode: Observe")]));
         assert!(publisher.is_from_cluster());
         assert_eq!(publisher.current().policy.mode(), Mode::Observe);
         assert_eq!(publisher.current().source, SourceKind::ConfigMap);
         for broken in [config_map(&[(POLICY_KEY, "mode: Observed")]), config_map(&[("other", "")])] {
-            apply(&name, broken, &publisher);
+            receiver.found(broken);
             assert_eq!(publisher.current().policy.mode(), Mode::Observe);
             assert!(publisher.refused()[0].is_some());
         }
-        apply(&name, config_map(&[(POLICY_KEY, "mode: Observe")]), &publisher);
+        receiver.found(config_map(&[(POLICY_KEY, "mode: Observe")]));
         assert_eq!(publisher.refused(), [None, None], "what is in force already mends what was refused");
-        apply(&name, config_map(&[(POLICY_KEY, "mode: Enforce")]), &publisher);
+        receiver.found(config_map(&[(POLICY_KEY, "mode: Enforce")]));
         assert_eq!(publisher.current().policy.mode(), Mode::Enforce);
     }
 
     #[test]
     fn an_override_works_beside_a_broken_policy_and_goes_with_its_key() {
-        let (name, publisher): (Name, _) = ("shop/policy".parse().expect("valid"), publisher());
+        let (mut receiver, publisher) = receiver();
         let until = "2026-01-01T00:00:00Z";
         let over = format!("answer: Allow\nuntil: {until:?}\nreason: incident");
-        apply(&name, config_map(&[(POLICY_KEY, "mode: wrong"), (OVERRIDE_KEY, &over)]), &publisher);
+        receiver.found(config_map(&[(POLICY_KEY, "mode: wrong"), (OVERRIDE_KEY, &over)]));
         assert_eq!(
             publisher.current().over.as_ref().map(|over| over.until_text().to_owned()),
             Some(until.to_owned())
         );
-        apply(&name, config_map(&[(POLICY_KEY, "")]), &publisher);
+        receiver.found(config_map(&[(POLICY_KEY, "")]));
         assert_eq!(publisher.current().over, None);
     }
 
     #[test]
-    fn waits_grow_and_stay_within_their_bound() {
-        let waits: Vec<_> = Waits::default().take(20).collect();
-        assert!(waits[0] <= WAITS.0 && waits.iter().all(|wait| *wait <= WAITS.1), "{waits:?}");
+    fn what_is_too_large_or_no_text_is_refused_by_its_name_and_the_rest_is_used() {
+        let (mut receiver, publisher) = receiver();
+        let large = format!("mode: Observe # {}", "x".repeat(TEXT_LIMIT_BYTES));
+        receiver.found(config_map(&[(POLICY_KEY, &large)]));
+        let reason = publisher.refused()[0].clone().expect("refused");
+        assert!(reason.starts_with("policy.yaml is 1048") && reason.contains("at most 1048576"), "{reason}");
+        let mut binary = config_map(&[(OVERRIDE_KEY, "")]);
+        binary.binary_data = Some([(POLICY_KEY.to_owned(), k8s_openapi::ByteString(vec![255]))].into());
+        receiver.found(binary.clone());
+        let reason = publisher.refused()[0].clone().expect("refused");
+        assert!(reason.starts_with("policy.yaml stands in binaryData"), "{reason}");
+        assert_eq!(publisher.current().source, SourceKind::Builtin);
+        // Beside a text, what else is there is nobody's business.
+        binary.data = Some([(POLICY_KEY.to_owned(), "mode: Observe".to_owned())].into());
+        receiver.found(binary);
+        assert_eq!(publisher.refused(), [None, None]);
+        assert_eq!(publisher.current().policy.mode(), Mode::Observe);
+    }
+
+    #[test]
+    fn the_same_version_is_looked_at_once_and_a_config_map_made_again_is_looked_at() {
+        let (mut receiver, publisher) = receiver();
+        let mut first = config_map(&[(POLICY_KEY, "mode: Observe")]);
+        first.metadata.resource_version = Some("7".to_owned());
+        receiver.found(first.clone());
+        assert_eq!(publisher.current().revision, "shop/policy resourceVersion 7");
+        let mut other = config_map(&[(POLICY_KEY, "mode: Enforce")]);
+        other.metadata.resource_version = Some("7".to_owned());
+        receiver.found(other.clone());
+        assert_eq!(publisher.current().policy.mode(), Mode::Observe);
+        receiver.absent("the ConfigMap was deleted");
+        assert_eq!(publisher.refused()[0].as_deref(), Some("the ConfigMap was deleted"));
+        assert_eq!(publisher.current().policy.mode(), Mode::Observe, "the last good one stays");
+        receiver.found(other);
+        assert_eq!(publisher.current().policy.mode(), Mode::Enforce);
+        assert_eq!(publisher.refused(), [None, None]);
+    }
+
+    #[test]
+    fn what_is_to_be_kept_is_the_last_good_of_each() {
+        let (mut receiver, _) = receiver();
+        let over = "answer: Allow\nuntil: \"2026-01-01T00:00:00Z\"\nreason: incident";
+        receiver.found(config_map(&[(POLICY_KEY, "mode: Observe"), (OVERRIDE_KEY, over)]));
+        let good = receiver.kept.clone();
+        assert_eq!((good.policy.as_deref(), good.over.as_deref()), (Some("mode: Observe"), Some(over)));
+        receiver.found(config_map(&[(POLICY_KEY, "mode: Wrong"), (OVERRIDE_KEY, "answer: Wrong")]));
+        assert_eq!(receiver.kept, good);
+        receiver.found(config_map(&[]));
+        assert_eq!(receiver.kept, Kept { over: None, ..good }, "an override that is taken away is");
     }
 }

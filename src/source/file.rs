@@ -6,33 +6,10 @@ use crate::files::{Fingerprint, News, POLL_INTERVAL, ReadError, Watch, read_boun
 use crate::in_force::SourceKind;
 use crate::policy::{Override, Policy, Warnings};
 
-use super::{Publisher, compile, compile_override, shown};
+use super::{Publisher, TEXT_LIMIT_BYTES, compile, compile_override, shown};
 
-/// A ConfigMap holds at most 1 MiB; so does a file.
-const FILE_LIMIT_BYTES: u64 = 1 << 20;
-
-/// Loads a policy for the first time. What is wrong with it is told, and the built-in defaults stay in force.
-/// Tells whether it is in force.
-pub fn load_policy(path: &Path, publisher: &Publisher) -> Result<(), String> {
-    match policy(path) {
-        Ok((policy, warnings)) => {
-            publisher.policy(policy, &warnings, SourceKind::File, shown(path));
-            Ok(())
-        }
-        Err(reason) => {
-            publisher.refused_policy(&shown(path), reason.clone());
-            Err(reason)
-        }
-    }
-}
-
-/// Loads an override for the first time; a file that is not there is none.
-pub fn load_override(path: &Path, publisher: &Publisher) {
-    match over(path) {
-        Ok((over, warnings)) => publisher.over(over, &warnings),
-        Err(reason) => publisher.refused_override(&shown(path), reason),
-    }
-}
+/// A text has this limit wherever it comes from.
+const FILE_LIMIT_BYTES: u64 = TEXT_LIMIT_BYTES as u64;
 
 /// Follows a policy file for ever. `seen` was taken before it was loaded for the first time.
 pub async fn follow_policy(path: PathBuf, seen: Fingerprint, publisher: Publisher) {
@@ -73,12 +50,22 @@ pub async fn follow_override(path: PathBuf, seen: Fingerprint, publisher: Publis
     Watch::new(seen, load).run(POLL_INTERVAL, tell).await;
 }
 
-fn policy(path: &Path) -> Result<(Policy, Warnings), String> {
+/// Reads a policy.
+///
+/// # Errors
+///
+/// Why the file cannot be read, or every problem of what is in it, a line each.
+pub(super) fn policy(path: &Path) -> Result<(Policy, Warnings), String> {
     let bytes = read_bounded(path, FILE_LIMIT_BYTES).map_err(|error| error.to_string())?;
     compile(&text(path, bytes)?)
 }
 
-fn over(path: &Path) -> Result<(Option<Override>, Warnings), String> {
+/// Reads an override; a file that is not there is none.
+///
+/// # Errors
+///
+/// As for a policy.
+pub(super) fn over(path: &Path) -> Result<(Option<Override>, Warnings), String> {
     match read_bounded(path, FILE_LIMIT_BYTES) {
         Ok(bytes) => compile_override(&text(path, bytes)?),
         Err(ReadError::Missing { .. }) => Ok((None, Warnings::default())),

@@ -145,6 +145,35 @@ pub fn open(files: Files) -> Result<(Tls, Reloader), Errors> {
     Ok((tls, Reloader { files, seen, publisher, warning }))
 }
 
+/// Waits for files that could not be loaded until they can, and tells each reason why not yet that differs from the one
+/// before. Gives what [`open`] gives.
+pub async fn wait(files: Files, first: Errors, mut tell: impl FnMut(&Errors)) -> (Tls, Reloader) {
+    // Taken before the first look of this function, and that look is a load: nothing falls in between.
+    let seen = Fingerprint::of(&files.paths());
+    let mut told = first;
+    let mut loaded = open(files.clone());
+    let mut watch = Watch::new(seen, || open(files.clone()).map(Some));
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
+    loop {
+        match loaded {
+            Ok(opened) => return opened,
+            Err(errors) if errors != told => {
+                tell(&errors);
+                told = errors;
+            }
+            Err(_) => {}
+        }
+        loaded = loop {
+            ticks.tick().await;
+            match watch.poll() {
+                Some(News::Changed(opened)) => break Ok(opened),
+                Some(News::Failed(errors)) => break Err(errors),
+                Some(News::Restored) | None => {}
+            }
+        };
+    }
+}
+
 impl Reloader {
     /// What is wrong with the certificate that was loaded first, though it serves.
     #[must_use]

@@ -13,7 +13,7 @@ const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
 const UPSTREAM: &str = "allow upstream -";
 
 /// Where each flag is seen to work: a test of this folder that gives it.
-const SEEN: [(&str, &str, &str); 30] = [
+const SEEN: [(&str, &str, &str); 32] = [
     ("--admin-listen", "effects", "listeners_are_where_they_are_said_to_be"),
     ("--allow-remote-upstream", "effects", "an_app_elsewhere_is_asked_only_where_that_is_allowed"),
     ("--basic-auth-file", "callers", "a_caller_without_the_right_password_is_not_let_in"),
@@ -35,12 +35,14 @@ const SEEN: [(&str, &str, &str); 30] = [
     ("--max-in-flight", "effects", "callbacks_over_their_bound_are_not_put_to_the_app"),
     ("--max-request-size", "effects", "sizes_are_those_of_the_flags"),
     ("--override-file", "reload", "an_override_comes_works_and_is_taken_away"),
+    ("--policy-cache", "cache", "a_restart_with_the_api_server_away_has_the_last_good_policy"),
     ("--policy-configmap", "effects", "a_cluster_that_is_not_there_is_told_and_stops_nothing"),
     ("--policy-file", "reload", "a_mounted_folder_is_followed_through_its_symlinks"),
     ("--require-policy", "effects", "without_the_policy_that_is_required_there_is_no_start"),
     ("--tls-cert", "tls", "certificates_are_replaced_under_load_and_no_callback_fails"),
     ("--tls-key", "tls", "certificates_are_replaced_under_load_and_no_callback_fails"),
     ("--tls-self-signed", "effects", "a_certificate_made_at_the_start_is_served"),
+    ("--tls-wait", "tls_wait", "with_its_files_there_it_does_not_wait"),
     ("--upstream", "effects", "an_app_elsewhere_is_asked_only_where_that_is_allowed"),
     ("--upstream-form", "effects", "the_app_gets_urls_in_the_form_it_wants"),
     ("--workers", "effects", "there_are_as_many_workers_as_wanted"),
@@ -230,8 +232,8 @@ async fn a_cluster_that_is_not_there_is_told_and_stops_nothing() {
     let app = App::allowing();
     let guard = Guard::with("").upstream(&app).flag("--policy-configmap", "chat/callback-guard");
     let guard = guard.env("KUBECONFIG", "/nowhere/config").start();
-    let line = guard.wait_for_log(|line| line.contains("The API server cannot be asked"));
-    assert!(line.contains("WARN") && line.contains("chat/callback-guard"), "{line}");
+    let line = guard.wait_for_log(|line| line.contains("The ConfigMap cannot be watched"));
+    assert!(line.contains("WARN") && line.contains("/nowhere/config"), "{line}");
     assert_eq!(guard.metric("callback_guard_policy_watch_connected"), 0.0);
     assert_eq!(guard.admin("/readyz").0, 200);
     assert_eq!(Caller::h1(&guard).await.send(&Call::new(COMMAND)).await.told(), UPSTREAM);

@@ -4,7 +4,9 @@
 mod support;
 
 mod bad_input;
+mod cache;
 mod callers;
+mod cluster;
 mod config_map;
 mod drain;
 mod effects;
@@ -16,4 +18,6 @@ mod raw_h2;
 mod raw_http;
 mod reload;
 mod tls;
+mod tls_wait;
+mod trouble;
 mod upstream;

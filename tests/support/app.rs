@@ -47,6 +47,10 @@ impl Gate {
         self.0.send_replace(true);
     }
 
+    pub(crate) fn is_open(&self) -> bool {
+        *self.0.borrow()
+    }
+
     async fn opened(&self) {
         let _ = self.0.subscribe().wait_for(|open| *open).await;
     }
@@ -129,7 +133,15 @@ enum Listener {
 impl App {
     /// An app that answers each request as the script says; with no [`Act::Close`] the connection stays open.
     pub(crate) fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> App {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        App::start_at("127.0.0.1:0".parse().expect("an address"), script)
+    }
+
+    /// An app at this address, as one that was away and comes back.
+    pub(crate) fn start_at(
+        address: SocketAddr,
+        script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static,
+    ) -> App {
+        let listener = std::net::TcpListener::bind(address).expect("a free port");
         let place = Place::Tcp(listener.local_addr().expect("bound"));
         let bind = move || {
             listener.set_nonblocking(true).expect("a socket");

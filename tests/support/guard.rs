@@ -276,6 +276,23 @@ impl Builder {
         Guard { child: Mutex::new(child), folder, out, errors, listen, admin }
     }
 
+    /// Starts it with `--tls-wait` and without a certificate, and waits until it says that it waits.
+    pub(crate) fn start_waiting(self) -> Guard {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listen = port.local_addr().expect("bound");
+        drop(port);
+        let builder = self.switch("--tls-wait").flag("--listen", listen.to_string());
+        let (child, folder, out, errors) = builder.spawn();
+        let waiting = out.wait(|lines| {
+            let found = lines.iter().find(|line| line.contains("Waiting for the certificate"))?;
+            serde_json::from_str::<Value>(found).ok()
+        });
+        let line =
+            waiting.unwrap_or_else(|| panic!("it does not wait: {}", lock(&errors.state).0.join("\n")));
+        let admin = line["admin.addr"].as_str().and_then(|text| text.parse().ok()).expect("an address");
+        Guard { child: Mutex::new(child), folder, out, errors, listen, admin }
+    }
+
     fn spawn(self) -> (Child, Folder, Arc<Lines>, Arc<Lines>) {
         let Builder { folder, policy, flags, environment } = self;
         let given = |name: &str| flags.iter().any(|flag| flag == name);

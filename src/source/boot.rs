@@ -1,0 +1,227 @@
+//! What serves before the API server has said anything: the mounted file, else what was kept on disk, else the built-in
+//! defaults.
+//!
+//! The file stands first though what was kept may be newer: the file is what the pod was given, and a mounted ConfigMap
+//! is at most a minute or two behind. Each source that cannot be used is told, and the next one is looked at.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use tracing::error;
+
+use super::cache::{Cache, Kept};
+use super::config_map::Name;
+use super::{Publisher, compile, compile_override, file, shown};
+use crate::in_force::SourceKind;
+
+/// Where to look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Places<'a> {
+    /// `--policy-file`
+    pub policy_file: Option<&'a Path>,
+    /// `--override-file`
+    pub override_file: Option<&'a Path>,
+    /// `--policy-cache`, with the ConfigMap of `--policy-configmap`.
+    pub cache: Option<(&'a Cache, &'a Name)>,
+}
+
+/// Why no source holds a policy that can be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NoPolicy(
+    /// A line for each problem, beginning with the flag of its source; empty where no source was named.
+    pub Vec<String>,
+);
+
+/// Puts the first good policy in force, and an override beside it. Gives what the cache held, good or not, for who goes
+/// on keeping it.
+///
+/// An override comes from its file where that is there, or where the policy came from its file: a mounted ConfigMap
+/// without that key says that there is none. Else it comes from the cache, where its time is not over.
+///
+/// # Errors
+///
+/// [`NoPolicy`], with the built-in defaults in force.
+pub fn boot(places: Places<'_>, publisher: &Publisher) -> (Kept, Result<(), NoPolicy>) {
+    let mut problems = Vec::new();
+    let mut flagged = |flag: &str, reason: &str| {
+        problems.extend(reason.lines().map(|line| format!("{flag}: {line}")));
+    };
+    let kept = match places.cache.map(|(cache, name)| cache.load(name)) {
+        Some(Ok(kept)) => kept,
+        Some(Err(reason)) => {
+            error!(reason, "What was kept on disk (--policy-cache) is not used");
+            flagged("--policy-cache", &reason);
+            Kept::default()
+        }
+        None => Kept::default(),
+    };
+    let from_file = places.policy_file.map(|path| (path, file::policy(path)));
+    let file_is_good = matches!(from_file, Some((_, Ok(_))));
+    let mut good = file_is_good;
+    let mut refused = None;
+    match from_file {
+        Some((path, Ok((policy, warnings)))) => {
+            publisher.policy(policy, &warnings, SourceKind::File, shown(path));
+        }
+        Some((path, Err(reason))) => {
+            flagged("--policy-file", &reason);
+            refused = Some((shown(path), reason));
+        }
+        None => {}
+    }
+    if let (false, Some(text), Some((cache, name))) = (file_is_good, &kept.policy, places.cache) {
+        match compile(text) {
+            Ok((policy, warnings)) => {
+                let revision = format!("{name} resourceVersion {}", kept.revision);
+                publisher.policy(policy, &warnings, SourceKind::Cache, revision);
+                good = true;
+            }
+            Err(reason) => {
+                flagged("--policy-cache", &reason);
+                let kept_in = shown(&cache.path());
+                error!(
+                    policy.from = kept_in,
+                    reason, "The policy that was kept on disk cannot be used any more"
+                );
+                refused.get_or_insert((kept_in, reason));
+            }
+        }
+    }
+    // Told last: what was put in force from elsewhere mends nothing of it.
+    if let Some((from, reason)) = refused {
+        publisher.refused_policy(&from, reason);
+    }
+    boot_override(places, file_is_good, &kept, publisher);
+    (kept, if good { Ok(()) } else { Err(NoPolicy(problems)) })
+}
+
+fn boot_override(places: Places<'_>, policy_from_file: bool, kept: &Kept, publisher: &Publisher) {
+    let mounted = places.override_file.filter(|path| policy_from_file || path.exists());
+    if let Some(path) = mounted {
+        return match file::over(path) {
+            Ok((over, warnings)) => publisher.over(over, &warnings),
+            Err(reason) => publisher.refused_override(&shown(path), reason),
+        };
+    }
+    match compile_override(kept.over.as_deref().unwrap_or_default()) {
+        Ok((Some(over), warnings)) if over.active(SystemTime::now()) => publisher.over(Some(over), &warnings),
+        Ok(_) => {}
+        Err(reason) => publisher.refused_override("--policy-cache", reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::files::tests::Folder;
+    use crate::metrics::Metrics;
+
+    struct Pod {
+        folder: Folder,
+        cache: Cache,
+        name: Name,
+        publisher: Publisher,
+    }
+
+    impl Pod {
+        fn new() -> Pod {
+            let folder = Folder::new();
+            let cache = Cache::new(&folder.path("cache"));
+            let metrics = Arc::new(Metrics::new(prometheus_client::metrics::counter::Counter::default()));
+            let name = "shop/policy".parse().expect("valid");
+            Pod { folder, cache, name, publisher: Publisher::new(metrics).0 }
+        }
+
+        fn keep(&self, policy: Option<&str>, over: Option<&str>) {
+            let text = json!({
+                "configmap": "shop/policy", "resourceVersion": "7", "policy": policy, "override": over,
+            });
+            fs::create_dir_all(self.folder.path("cache")).expect("a folder");
+            fs::write(self.cache.path(), text.to_string()).expect("writable");
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.folder.path(name)
+        }
+
+        fn boot(&self) -> Result<(), Vec<String>> {
+            let (policy, over) = (self.file("policy.yaml"), self.file("override.yaml"));
+            let cache = Some((&self.cache, &self.name));
+            let places = Places { policy_file: Some(&policy), override_file: Some(&over), cache };
+            boot(places, &self.publisher).1.map_err(|NoPolicy(problems)| problems)
+        }
+
+        fn source(&self) -> &'static str {
+            self.publisher.current().source.label()
+        }
+
+        fn over(&self) -> Option<String> {
+            self.publisher.current().over.as_ref().map(|over| over.reason().to_owned())
+        }
+    }
+
+    fn over(reason: &str, seconds_from_now: i64) -> String {
+        let until = crate::tls::now() + seconds_from_now;
+        let until = k8s_openapi::jiff::Timestamp::from_second(until).expect("a time").to_string();
+        format!("answer: Allow\nuntil: {until:?}\nreason: {reason}")
+    }
+
+    #[test]
+    fn the_file_comes_first_then_what_was_kept_then_the_built_in_policy() {
+        let pod = Pod::new();
+        pod.keep(Some("mode: Observe"), None);
+        pod.folder.put("policy.yaml", "mode: Enforce");
+        assert_eq!((pod.boot(), pod.source()), (Ok(()), "file"));
+        assert_eq!(pod.publisher.refused(), [None, None]);
+
+        for broken in [Some("mode: Wrong"), None] {
+            let pod = Pod::new();
+            pod.keep(Some("mode: Observe"), None);
+            broken.map(|text| pod.folder.put("policy.yaml", text));
+            assert_eq!((pod.boot(), pod.source()), (Ok(()), "cache"));
+            assert_eq!(pod.publisher.current().revision, "shop/policy resourceVersion 7");
+            assert!(pod.publisher.refused()[0].is_some(), "the file waits to be mended all the same");
+        }
+
+        let pod = Pod::new();
+        let problems = pod.boot().expect_err("nothing is there");
+        assert_eq!(pod.source(), "builtin");
+        assert!(problems.len() == 1 && problems[0].starts_with("--policy-file: "), "{problems:?}");
+    }
+
+    #[test]
+    fn what_was_kept_and_is_no_policy_any_more_is_told_and_the_next_serves() {
+        let pod = Pod::new();
+        pod.keep(Some("mode: Retired"), None);
+        let problems = pod.boot().expect_err("nothing good is there");
+        assert_eq!(pod.source(), "builtin");
+        assert!(problems[1].starts_with("--policy-cache: mode: Unsupported value"), "{problems:?}");
+        fs::write(pod.cache.path(), "half").expect("writable");
+        let problems = pod.boot().expect_err("nothing good is there");
+        assert!(problems[0].starts_with("--policy-cache: ") && problems.len() == 2, "{problems:?}");
+    }
+
+    #[test]
+    fn an_override_is_kept_until_its_end_and_gives_way_to_the_file_s() {
+        let pod = Pod::new();
+        pod.keep(Some(""), Some(&over("kept", 3600)));
+        assert_eq!((pod.boot(), pod.over().as_deref()), (Ok(()), Some("kept")));
+        pod.folder.put("override.yaml", over("mounted", 3600));
+        assert_eq!((pod.boot(), pod.over().as_deref()), (Ok(()), Some("mounted")));
+
+        let pod = Pod::new();
+        pod.keep(Some(""), Some(&over("kept", -1)));
+        assert_eq!((pod.boot(), pod.over()), (Ok(()), None), "its time is over");
+
+        let pod = Pod::new();
+        pod.keep(Some(""), Some(&over("kept", 3600)));
+        pod.folder.put("policy.yaml", "");
+        assert_eq!((pod.boot(), pod.over()), (Ok(()), None), "the mounted ConfigMap has none");
+    }
+}
