@@ -47,7 +47,9 @@ impl Access {
             return Access::new(config, &from);
         }
         let in_pod = match Config::incluster() {
-            Ok(config) => return Access::new(config, "the service account of this pod"),
+            Ok(config) => {
+                return Access::new(config, "the service account of this pod (KUBERNETES_SERVICE_HOST)");
+            }
             Err(error) => error,
         };
         match Config::from_kubeconfig(&KubeConfigOptions::default()).await {
