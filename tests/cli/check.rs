@@ -83,9 +83,10 @@ fn several_files_and_documents_are_checked_in_one_run() {
     let ran = folder.program("check good.yaml bad.yaml - missing.yaml").stdin("version: 1\n").run().code(1);
     ran.err_has("bad.yaml:document 1:1:7: mode: Unsupported value: \"Observed\"")
         .err_has("bad.yaml:document 2:3:1: rulse: Unknown key: did you mean \"rules\"?\n")
+        .err_has("bad.yaml:document 2:3:1: Too many: the proxy takes one document a file")
         .err_has("missing.yaml: cannot be read: ")
         .has_no("good.yaml")
-        .out_has(" in 4 files: 3 problems, ");
+        .out_has(" in 4 files: 4 problems, ");
 }
 
 #[test]

@@ -48,8 +48,12 @@ type job struct {
 	Jobs []job `json:"jobs"`
 	// Times, for "call": how many at once. One when it is 0.
 	Times int `json:"times"`
-	// Rounds, for "steady": how many calls each of Times makes, one after another.
-	Rounds int `json:"rounds"`
+	// Rounds, for "steady": how many calls each of Times makes, one after another. Or Until: they go on until this file is
+	// there, for five minutes at most.
+	Rounds int    `json:"rounds"`
+	Until  string `json:"until"`
+	// Pause, for "steady": milliseconds between two calls.
+	Pause int `json:"pause"`
 }
 
 // conclusion is what OpenIM made of it.
@@ -226,8 +230,16 @@ func post(j job) conclusion {
 
 var plain = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 100}, Timeout: 15 * time.Second}
 
-// steady calls one after another, some at once, a number of rounds, and says how each ended.
+// steady calls one after another, some at once, until it is told to stop, and says how each ended.
 func steady(j job) any {
+	begun := time.Now()
+	goesOn := func(round int) bool {
+		if j.Rounds > 0 {
+			return round < j.Rounds
+		}
+		_, err := os.Stat(j.Until)
+		return err != nil && time.Since(begun) < 5*time.Minute
+	}
 	counts := map[string]int{}
 	var lock sync.Mutex
 	var group sync.WaitGroup
@@ -235,7 +247,7 @@ func steady(j job) any {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			for range j.Rounds {
+			for round := 0; goesOn(round); round++ {
 				c := call(j)
 				said := c.Verdict
 				if said == "error" {
@@ -244,6 +256,7 @@ func steady(j job) any {
 				lock.Lock()
 				counts[said]++
 				lock.Unlock()
+				time.Sleep(time.Duration(j.Pause) * time.Millisecond)
 			}
 		}()
 	}
