@@ -1,0 +1,3 @@
+module callback-guard.io/tests/cluster/app
+
+go 1.24
