@@ -6,8 +6,11 @@
 mod cluster;
 mod dns;
 mod remains;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod api;
 mod ends;
 mod image;
 mod pods;
+mod watch;
