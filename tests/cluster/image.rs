@@ -15,8 +15,6 @@ apiVersion: v1
 kind: Pod
 metadata: {name: guard, namespace: NAMESPACE}
 spec:
-  dnsPolicy: None
-  dnsConfig: {nameservers: [HOST], options: [{name: timeout, value: "1"}]}
   containers:
   - name: guard
     image: IMAGE
@@ -70,8 +68,7 @@ fn the_image_runs_restricted_and_finds_its_app_by_name() {
     cluster.import(&archive);
     let namespace = cluster.namespace(&["pod-security.kubernetes.io/enforce=restricted"]);
     let name = namespace.name.as_str();
-    let pods =
-        POD.replace("NAMESPACE", name).replace("IMAGE", &image).replace("HOST", &cluster.host().to_string());
+    let pods = POD.replace("NAMESPACE", name).replace("IMAGE", &image);
     cluster.apply(&pods);
     cluster.kubectl(&["-n", name, "wait", "pod/app", "pod/guard", "--for=condition=Ready", "--timeout=90s"]);
     let address = |pod: &str| {
@@ -85,7 +82,18 @@ fn the_image_runs_restricted_and_finds_its_app_by_name() {
     let url = format!("https://{guard}:18443/callbackBeforeSendSingleMsgCommand");
     let answer = eventually("the app's verdict", || {
         let mut curl = cluster.command_in_network("curl");
-        curl.args(["-sk", "-m", "10", "-H", "Content-Type: application/json", "-d", body, &url]);
+        curl.args([
+            "-sk",
+            "-m",
+            "10",
+            "-H",
+            "Content-Type: application/json",
+            "-H",
+            "operationID: by-name",
+            "-d",
+            body,
+            &url,
+        ]);
         let answer: Value = serde_json::from_slice(&curl.output().expect("curl runs").stdout).ok()?;
         (answer["errMsg"] == "by name").then_some(answer)
     });
