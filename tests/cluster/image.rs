@@ -45,6 +45,9 @@ spec:
       seccompProfile: {type: RuntimeDefault}
 "#;
 
+/// The one in the sample that is sent.
+const OPERATION_ID: &str = "operationID: 1730891241515000001";
+
 /// The archive of `tests/image guard`: the one that `tests/run` has built, or a debug build that is made now. With
 /// it the image's name.
 fn image() -> (PathBuf, String) {
@@ -89,7 +92,7 @@ fn the_image_runs_restricted_and_finds_its_app_by_name() {
             "-H",
             "Content-Type: application/json",
             "-H",
-            "operationID: by-name",
+            OPERATION_ID,
             "-d",
             body,
             &url,
@@ -109,11 +112,11 @@ fn the_image_runs_restricted_and_finds_its_app_by_name() {
     let status = super::cluster::run(cluster.command_inside("cat").arg(format!("/proc/{pid}/status")), None);
     let status = status.expect("it runs");
     assert!(status.contains("\nUid:\t65532\t65532\t65532\t65532\n"), "{status}");
-    // The program and its licence; the rest is what containers get for their mounts.
+    // The program and its licence; what is in etc are the places of kubelet's own mounts.
     let found =
         cluster.command_inside("find").args([&format!("/proc/{pid}/root/"), "-xdev", "-type", "f"]).output();
     let found = String::from_utf8(found.expect("find runs").stdout).expect("paths");
     let mut files: Vec<_> = found.lines().filter_map(|line| line.split("/root/").nth(1)).collect();
     files.sort_unstable();
-    assert_eq!(files, ["LICENSE", "callback-guard"], "{found}");
+    assert_eq!(files, ["LICENSE", "callback-guard", "etc/hostname", "etc/hosts", "etc/resolv.conf"]);
 }
