@@ -31,6 +31,7 @@ pub mod breaker;
 pub mod policy;
 pub mod verdict;
 pub mod reply;
+pub mod sidecar;
 // floor 1: edges. Each knows the domain and one outside thing.
 pub mod held;
 pub mod wire;

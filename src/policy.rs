@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 pub use overrides::Override;
 pub use plan::{Answer, AnsweredBy, Decision, DenyText, Fallback, Plan, Rule};
 pub use problem::{Problem, Problems, Warnings};
-pub(crate) use suggest::resembling_command;
+pub(crate) use suggest::{nearest_key, resembling_command};
 
 pub use crate::breaker::BreakerSpec;
 use crate::callback::command::Phase;

@@ -8,6 +8,8 @@ use std::{env, fs};
 use callback_guard::callback::command::{self, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::Cause;
+use callback_guard::sidecar::Skip;
+use callback_guard::sidecar::annotations::{self, Kind};
 use callback_guard::verdict::FINDINGS;
 
 fn root() -> PathBuf {
@@ -109,7 +111,8 @@ fn the_domain_does_no_io_reads_no_clock_and_writes_no_log() {
     let banned = [
         "tokio",
         "hyper",
-        "kube",
+        // The crate; Kubernetes' own names have the word too.
+        "kube::",
         "tracing",
         "rustls",
         "SystemTime::now",
@@ -261,6 +264,50 @@ fn the_document_of_causes_and_commands_is_what_the_tables_say() {
             .expect("a string");
     }
     generated("docs/causes-and-commands.md", &text);
+}
+
+#[test]
+fn the_document_of_annotations_is_the_table_the_program_uses() {
+    let mut text = String::from(
+        "# The sidecar in a pod\n\nGenerated from the tables that the program uses (`src/sidecar/`).\n\n\
+         ## Annotations\n\n\
+         They stand on the pod, which for a Deployment is `spec.template.metadata.annotations`, and their values are strings:\n\
+         `callback-guard.io/listen-port: \"8443\"`. An unknown one is refused, and so is a value out of its range.\n\n\
+         | annotation | type | default | allowed | meaning |\n|---|---|---|---|---|\n",
+    );
+    let code = |text: &str| if text.contains('`') { text.to_owned() } else { format!("`{text}`") };
+    for row in annotations::TABLE.iter().filter(|row| row.kind != Kind::Written) {
+        let default =
+            if row.kind.check(row.default).is_ok() { code(row.default) } else { row.default.to_owned() };
+        writeln!(
+            text,
+            "| `{}{}` | {} | {default} | {} | {} |",
+            annotations::PREFIX,
+            row.name,
+            row.kind.name(),
+            row.kind.range(),
+            row.meaning
+        )
+        .expect("a string");
+    }
+    text.push_str("\nWritten at the injection, by nobody else:\n\n| annotation | meaning |\n|---|---|\n");
+    for row in annotations::TABLE.iter().filter(|row| row.kind == Kind::Written && row.name != "inject") {
+        writeln!(text, "| `{}{}` | {} |", annotations::PREFIX, row.name, row.meaning).expect("a string");
+    }
+    text.push_str(
+        "\n## Pods that are left alone\n\n\
+         The label `callback-guard.io/inject` (`enabled` or `disabled`) of the pod, or else of its namespace, says who gets a\n\
+         sidecar; `inject -f` takes every pod of its files for asked for, unless it is `disabled`.\n\n\
+         | name | why |\n|---|---|\n",
+    );
+    for skip in Skip::ALL {
+        writeln!(text, "| `{skip}` | {} |", skip.meaning()).expect("a string");
+    }
+    text.push_str(
+        "\nA pod with resources of its own as a whole (`spec.resources`) gets a sidecar without requests and limits: those of the\n\
+         containers may not add up to more than the pod's.\n",
+    );
+    generated("docs/annotations.md", &text);
 }
 
 #[test]

@@ -416,12 +416,12 @@ fn bind(
     let named = |address: std::net::SocketAddr| {
         take(address, workers).map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
     };
+    let port = wanted.map_or(port, |address| address.port());
+    let [both, v4] = args::any(port);
     match wanted {
-        Some(address) => named(address),
-        None => {
-            let [both, v4] = args::any(port);
-            take(both, workers).or_else(|_| named(v4))
-        }
+        // `[::]` means every address, where there is no IPv6 too: the sidecar is told its port in this way.
+        Some(address) if address != both => named(address),
+        Some(_) | None => take(both, workers).or_else(|_| named(v4)),
     }
 }
 

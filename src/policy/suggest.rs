@@ -17,7 +17,7 @@ const STEM_CHARS: usize = 6;
 
 /// The known key that `unknown` is nearest to, if it is near enough to have been meant: equal but for case,
 /// or within a third of its length in edits.
-pub(super) fn nearest_key<'k>(unknown: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn nearest_key<'k>(unknown: &str, known: &[&'k str]) -> Option<&'k str> {
     if unknown.len() > 64 {
         return None;
     }
