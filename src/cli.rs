@@ -11,6 +11,7 @@ pub mod check;
 pub mod demo;
 pub mod drain;
 pub mod explain;
+pub mod inject;
 pub mod proxy;
 pub mod simulate;
 
@@ -30,6 +31,9 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         }
         Ok(Command::Simulate(config)) => simulate::run(&config, &mut io::stdin(), &mut io::stdout()),
         Ok(Command::Demo(config)) => demo::run(&config),
+        Ok(Command::Inject(config)) => {
+            inject::run(&config, &mut io::stdin(), &mut io::stdout(), &mut io::stderr())
+        }
         Ok(Command::Check { files, format }) => {
             let (mut stdin, mut out, mut err) = (io::stdin(), io::stdout(), io::stderr());
             check::run(&files, format, &mut stdin, &mut out, &mut err, SystemTime::now())

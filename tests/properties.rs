@@ -12,9 +12,11 @@ use bytes::Bytes;
 use callback_guard::breaker::{Breaker, BreakerSpec, Outcome, Permit, State};
 use callback_guard::callback::command::{self, Command};
 use callback_guard::callback::{Callback, RawRequest};
+use callback_guard::cli::inject::{self, Manifests, Task};
 use callback_guard::go_json::{Field, Kind};
 use callback_guard::policy::{self, FieldTypes, OnRejection, OperationIds, UnknownCommands, Validation};
 use callback_guard::reply::Reply;
+use callback_guard::sidecar::{self, Asked, Injection, Removal, SidecarSpec};
 use callback_guard::verdict::{self, Conclusion, SMALLEST_DENY_CODE, Unusable, Verdict};
 use http::{HeaderValue, Method, Request, Uri};
 use proptest::collection::vec;
@@ -673,6 +675,208 @@ fn assert_reached(counts: &BTreeMap<String, usize>, labels: &[&str]) {
     for label in labels {
         assert!(counts.get(*label).is_some_and(|count| *count >= 5), "{label} is hardly reached: {counts:?}");
     }
+}
+
+/// A text that readers of YAML may stumble over, or any other.
+fn odd_text() -> impl Strategy<Value = String> {
+    const ODD: &[&str] = &[
+        "",
+        "yes",
+        "010",
+        "1e3",
+        "~",
+        "null",
+        "- a",
+        "a: b",
+        "a #b",
+        "---",
+        "...",
+        "|",
+        " x",
+        "x ",
+        "a\n",
+        "a\n\n",
+        "\n",
+        "\n a\nb",
+        "a\n\tb\n",
+        "a\n  \nb",
+        "# a\nb",
+        "2001-01-01",
+        "0x1F",
+        "1:30",
+        "=",
+        "<<",
+        "!a",
+        "&a",
+        "*a",
+        "\"",
+        "\\",
+        "'",
+        "a\r\nb",
+        "\u{85}",
+        "\u{2028}",
+        "\u{feff}",
+        "\u{1f600}",
+        "a:",
+        "%a",
+        "@a",
+        "`a",
+        "[",
+        "{a}",
+        "a,b",
+        "off",
+        "-",
+        "?",
+        ".5",
+    ];
+    prop_oneof![3 => select(ODD).prop_map(str::to_owned), 1 => any::<String>()]
+}
+
+/// Any JSON, its numbers whole.
+fn json() -> impl Strategy<Value = serde_json::Value> {
+    use serde_json::Value;
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        odd_text().prop_map(Value::from)
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        let map = vec((odd_text(), inner.clone()), 0..4);
+        prop_oneof![
+            vec(inner, 0..4).prop_map(Value::from),
+            map.prop_map(|entries| Value::Object(entries.into_iter().collect()))
+        ]
+    })
+}
+
+/// A pod with this or that set, some of it to values that no pod has.
+fn pod() -> impl Strategy<Value = serde_json::Value> {
+    let of = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    let settings: Vec<(&str, serde_json::Value)> = [
+        ("/metadata/annotations", "{}"),
+        ("/metadata/annotations", r#"{"callback-guard.io/app-pre-stop-sleep": "5s"}"#),
+        ("/metadata/annotations", r#"{"kubectl.kubernetes.io/default-container": "b"}"#),
+        ("/metadata/annotations", r#"{"callback-guard.io/policy-source": "volume"}"#),
+        ("/metadata/annotations", r#"{"callback-guard.io/colour": "red"}"#),
+        ("/metadata/labels", r#"{"callback-guard.io/inject": "disabled"}"#),
+        ("/metadata/labels", "{}"),
+        ("/spec/initContainers", "[]"),
+        ("/spec/initContainers", r#"[{"name": "first"}]"#),
+        ("/spec/volumes", "[]"),
+        ("/spec/volumes", r#"[{"name": "own"}]"#),
+        ("/spec/hostNetwork", "true"),
+        ("/spec/containers/0/lifecycle", "{}"),
+        ("/spec/containers/0/lifecycle", r#"{"preStop": {"sleep": {"seconds": 3}}}"#),
+        ("/spec/containers/0/ports", r#"[{"containerPort": 18443}]"#),
+        ("/spec/containers/-", r#"{"name": "b"}"#),
+    ]
+    .map(|(path, value)| (path, of(value)))
+    .to_vec();
+    let bare = select(vec![
+        r#"{"spec": {"containers": [{"name": "app"}]}}"#,
+        r#"{"metadata": {}, "spec": {"containers": [{"name": "app"}]}}"#,
+        r#"{"metadata": {"name": "x"}, "spec": {"containers": [{}]}}"#,
+    ]);
+    (bare, vec(select(settings), 0..5), json(), json()).prop_map(move |(bare, set, unknown, env)| {
+        let mut pod = of(bare);
+        let set = set.into_iter().chain([("/spec/unknown", unknown), ("/spec/containers/0/env", env)]);
+        for (path, value) in set {
+            sidecar::patch::Operation::Add { path: path.to_owned(), value }.apply(&mut pod);
+        }
+        pod
+    })
+}
+
+fn sidecar_spec() -> SidecarSpec {
+    let [image, policy_configmap, tls_secret] = ["guard:1", "policy", "tls"].map(str::to_owned);
+    SidecarSpec { image, policy_configmap, tls_secret, own_namespace: None, namespaces: None }
+}
+
+fn injection(pod: &serde_json::Value) -> Injection {
+    sidecar::inject(pod, &sidecar::Request { namespace: None, asked: Asked::ByName }, &sidecar_spec())
+}
+
+fn manifests(task: Task, text: &str) -> Result<String, String> {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let config = Manifests { files: vec!["-".to_owned()], task };
+    let code = inject::run(&config, &mut text.as_bytes(), &mut out, &mut err);
+    let said = if code == 0 { out } else { err };
+    let said = String::from_utf8(said).expect("UTF-8");
+    if code == 0 { Ok(said) } else { Err(said) }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn injected_twice_is_injected_once_and_taken_out_it_is_as_before(pod in pod()) {
+        if let Injection::Patch { steps, .. } = injection(&pod) {
+            let mut after = pod.clone();
+            for step in steps {
+                let adds = matches!(step, sidecar::patch::Operation::Add { .. });
+                prop_assert!(adds && step.apply(&mut after));
+            }
+            prop_assert_eq!(injection(&after), Injection::Skipped(sidecar::Skip::AlreadyInjected));
+            let Removal::Patch(steps) = sidecar::uninject(&after) else { panic!("nothing to take out of {after}") };
+            for step in steps {
+                prop_assert!(step.apply(&mut after));
+            }
+            prop_assert_eq!(after, pod);
+        }
+    }
+
+    #[test]
+    fn no_pod_whatever_it_holds_stops_an_injection(pod in json()) {
+        injection(&pod);
+        sidecar::uninject(&pod);
+        sidecar::workload::workloads(&pod);
+    }
+
+    #[test]
+    fn a_manifest_written_anew_is_the_same_to_another_reader(mut pod in pod()) {
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        // Behind a marker it is YAML, and comes out as YAML.
+        for text in [pod.to_string(), format!("---\n{pod}")] {
+            let Ok(once) = manifests(Task::Inject(sidecar_spec()), &text) else { continue };
+            prop_assert_eq!(manifests(Task::Inject(sidecar_spec()), &once), Ok(once.clone()));
+            let back = manifests(Task::Uninject, &once).map_err(TestCaseError::fail)?;
+            let read: serde_json::Value = serde_saphyr::from_str(&back).map_err(|error| TestCaseError::fail(format!("{error}: {back}")))?;
+            prop_assert_eq!(&read, &pod, "{}", back);
+        }
+    }
+}
+
+#[test]
+fn the_generators_reach_pods_of_every_fate() {
+    let counts = counted(pod(), |pod| {
+        let fate = match injection(&pod) {
+            Injection::Patch { .. } => "injected".to_owned(),
+            Injection::Skipped(skip) => skip.name().to_owned(),
+            Injection::Refused(_) => "refused".to_owned(),
+        };
+        vec![fate]
+    });
+    assert_reached(&counts, &["injected", "disabled", "host-network", "port-in-use", "refused"]);
+    let counts = counted(pod(), |mut pod| {
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        let written = manifests(Task::Inject(sidecar_spec()), &format!("---\n{pod}"));
+        let refused = matches!(injection(&pod), Injection::Refused(_));
+        vec![
+            if written.is_ok() {
+                "written"
+            } else if refused {
+                "refused"
+            } else {
+                "not written"
+            }
+            .to_owned(),
+        ]
+    });
+    assert_reached(&counts, &["written", "refused"]);
+    assert_eq!(counts.get("not written"), None, "{counts:?}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Every value is read as text first and checked here, so that one run shows every mistake, each beginning with its
 //! flag, and a value from the environment is judged like one from the command line.
 
+mod inject;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
 use super::check;
+use super::inject::{Manifests, Task};
 use super::simulate::{Load, Place, Simulate, Trust};
 use crate::callback::command;
 use crate::callback::target::{Form, UpstreamForm};
@@ -38,6 +41,17 @@ enum Typed {
     Proxy(Box<ProxyArgs>),
     /// Tells the proxy of this pod that the pod is ending (the sidecar's preStop hook)
     Drain(DrainArgs),
+    /// Puts the sidecar into the pods of manifests, and writes all of them to standard output
+    ///
+    /// Every pod is taken for asked for unless its label callback-guard.io/inject is disabled; a pod's annotations go
+    /// before the flags (docs/annotations.md). A document without pods comes out byte for byte; a changed one is
+    /// written anew, without the comments between its keys. What became of each pod is told on standard error.
+    /// Where there is a problem nothing is written, and the exit code is 1.
+    Inject(inject::InjectArgs),
+    /// Takes the sidecar out of the pods of manifests again
+    ///
+    /// The manifests are again what they were before `inject`; what others have added since then stays.
+    Uninject(inject::UninjectArgs),
     /// Checks policy files and manifests; prints every problem with its place; exit code 1 when there is one
     Check(CheckArgs),
     /// Says what a policy makes of a callback: the rule, the deadline, and what each failure would be answered
@@ -300,6 +314,8 @@ pub enum Command {
     Simulate(Box<Simulate>),
     /// `demo`
     Demo(Demo),
+    /// `inject`, `uninject`
+    Inject(Manifests),
 }
 
 /// What `proxy` was told.
@@ -473,6 +489,10 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Command, Stop> {
             .map(|format| Command::Explain(Explain { policy, over, callback, format })),
         Typed::Simulate(typed) => {
             simulate(typed, &mut problems).map(|simulate| Command::Simulate(Box::new(simulate)))
+        }
+        Typed::Inject(typed) => typed.read(&mut problems).map(Command::Inject),
+        Typed::Uninject(typed) => {
+            Some(Command::Inject(Manifests { files: typed.files, task: Task::Uninject }))
         }
         Typed::Demo(typed) => Some(Command::Demo(Demo { stay: typed.stay })),
     };

@@ -19,7 +19,7 @@ const POLICY_KEY: &str = "policy.yaml";
 const OVERRIDE_KEY: &str = "override.yaml";
 
 /// A file of manifests may be all of a chart.
-const MANIFESTS: Limits = Limits { bytes: 32 * 1024 * 1024, nodes: 2_000_000 };
+pub(super) const MANIFESTS: Limits = Limits { bytes: 32 * 1024 * 1024, nodes: 2_000_000 };
 
 /// How the result is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,8 @@ pub fn run(
     u8::from(printed.is_err() || !report.ok())
 }
 
-fn read(file: &str, stdin: &mut dyn Read) -> Result<String, String> {
+/// The text of a file, `-` being standard input.
+pub(super) fn read(file: &str, stdin: &mut dyn Read) -> Result<String, String> {
     // One byte more than may be there, so that too much is told from just enough.
     let limit = MANIFESTS.bytes as u64 + 1;
     let mut bytes = Vec::new();

@@ -48,6 +48,11 @@ pub fn workloads(document: &Value) -> Vec<Workload> {
     found
 }
 
+/// Whether an object of this kind is worth a look: the kinds above, and lists.
+pub fn may_hold_pods(kind: &str) -> bool {
+    kind.ends_with("List") || KINDS.iter().any(|(_, name, _)| *name == kind)
+}
+
 /// `of` is the version and kind that the items of a typed list need not repeat.
 fn collect(object: &Value, at: String, of: Option<(&str, &str)>, found: &mut Vec<Workload>) {
     let own = |key: &str| object.get(key).and_then(Value::as_str);

@@ -17,6 +17,7 @@ mod demo;
 mod drain;
 mod explain;
 mod help;
+mod inject;
 mod mistakes;
 mod simulate;
 mod start;
