@@ -108,7 +108,17 @@ impl Publisher {
 
     /// Says that a policy was refused, and keeps what is in force.
     pub fn refused_policy(&self, from: &str, reason: String) {
-        error!(policy.from = from, reason, "The policy is refused; the last good one stays in force");
+        match self.current().source {
+            SourceKind::Builtin => {
+                error!(
+                    policy.from = from,
+                    reason, "The policy is refused; the built-in defaults are in force"
+                );
+            }
+            SourceKind::File | SourceKind::ConfigMap | SourceKind::Cache => {
+                error!(policy.from = from, reason, "The policy is refused; the last good one stays in force");
+            }
+        }
         self.metrics.policy_refused();
         self.refused_policy.set(Some(reason));
     }

@@ -134,12 +134,12 @@ impl Plan<'_> {
             format!("--upstream=http://127.0.0.1:{}", self.upstream_port),
             format!("--policy-file={POLICY_FOLDER}/policy.yaml"),
             format!("--override-file={POLICY_FOLDER}/override.yaml"),
-            format!("--policy-cache={POLICY_CACHE_FOLDER}"),
             format!("--grace-period={grace}s"),
             format!("--max-held={held}MiB"),
         ];
         if self.watches() {
             args.push(format!("--policy-configmap=$(POD_NAMESPACE)/{}", self.policy_configmap()));
+            args.push(format!("--policy-cache={POLICY_CACHE_FOLDER}"));
         }
         for name in ["upstream-form", "workers", "log-level", "drain-delay", "drain-timeout"] {
             args.extend(self.annotations.given(name).map(|value| format!("--{name}={value}")));
@@ -152,9 +152,9 @@ impl Plan<'_> {
             json!({"name": TLS, "mountPath": TLS_FOLDER, "readOnly": true}),
             // Whole, without a subPath: those are not updated.
             json!({"name": POLICY, "mountPath": POLICY_FOLDER, "readOnly": true}),
-            json!({"name": POLICY_CACHE, "mountPath": POLICY_CACHE_FOLDER}),
         ];
         if self.watches() {
+            mounts.push(json!({"name": POLICY_CACHE, "mountPath": POLICY_CACHE_FOLDER}));
             mounts.push(json!({"name": API_TOKEN, "mountPath": API_TOKEN_FOLDER, "readOnly": true}));
         }
         mounts.into()
@@ -169,10 +169,10 @@ impl Plan<'_> {
             json!({"name": POLICY, "configMap": {
                 "name": self.policy_configmap(), "defaultMode": READABLE, "optional": true
             }}),
-            // A policy is at most 1 MiB.
-            json!({"name": POLICY_CACHE, "emptyDir": {"sizeLimit": "16Mi"}}),
         ];
         if self.watches() {
+            // A policy is at most 1 MiB.
+            volumes.push(json!({"name": POLICY_CACHE, "emptyDir": {"sizeLimit": "16Mi"}}));
             // Our own: it is there with `automountServiceAccountToken: false` too, and where something is mounted at
             // the standard path, Kubernetes mounts nothing else there.
             volumes.push(json!({"name": API_TOKEN, "projected": {"defaultMode": READABLE, "sources": [

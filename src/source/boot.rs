@@ -1,8 +1,9 @@
 //! What serves before the API server has said anything: the mounted file, else what was kept on disk, else the built-in
 //! defaults.
 //!
-//! The file stands first though what was kept may be newer: the file is what the pod was given, and a mounted ConfigMap
-//! is at most a minute or two behind. Each source that cannot be used is told, and the next one is looked at.
+//! What was kept stands first where it was written later than the file: the kubelet brings a mounted ConfigMap up to
+//! date within a minute or two, the watch within a second, and a container that dies in between must not come back with
+//! the policy before the last. Each source that cannot be used is told, and the next one is looked at.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -55,35 +56,32 @@ pub fn boot(places: Places<'_>, publisher: &Publisher) -> (Kept, Result<(), NoPo
         }
         None => Kept::default(),
     };
-    let from_file = places.policy_file.map(|path| (path, file::policy(path)));
-    let file_is_good = matches!(from_file, Some((_, Ok(_))));
-    let mut good = file_is_good;
-    let mut refused = None;
-    match from_file {
-        Some((path, Ok((policy, warnings)))) => {
-            publisher.policy(policy, &warnings, SourceKind::File, shown(path));
-        }
-        Some((path, Err(reason))) => {
-            flagged("--policy-file", &reason);
-            refused = Some((shown(path), reason));
-        }
-        None => {}
+    let mut order = [SourceKind::File, SourceKind::Cache];
+    if is_newer(places) {
+        order.reverse();
     }
-    if let (false, Some(text), Some((cache, name))) = (file_is_good, &kept.policy, places.cache) {
-        match compile(text) {
+    let (mut from, mut refused) = (None, None);
+    for source in order {
+        let loaded = match (source, places.policy_file, &kept.policy, places.cache) {
+            _ if from.is_some() => break,
+            (SourceKind::File, Some(path), ..) => ("--policy-file", shown(path), file::policy(path)),
+            (SourceKind::Cache, _, Some(text), Some((cache, _))) => {
+                ("--policy-cache", shown(&cache.path()), compile(text))
+            }
+            _ => continue,
+        };
+        let (flag, place, loaded) = loaded;
+        match loaded {
             Ok((policy, warnings)) => {
-                let revision = format!("{name} resourceVersion {}", kept.revision);
-                publisher.policy(policy, &warnings, SourceKind::Cache, revision);
-                good = true;
+                let of_map =
+                    places.cache.map(|(_, name)| format!("{name} resourceVersion {}", kept.revision));
+                let revision = of_map.filter(|_| source == SourceKind::Cache).unwrap_or(place);
+                publisher.policy(policy, &warnings, source, revision);
+                from = Some(source);
             }
             Err(reason) => {
-                flagged("--policy-cache", &reason);
-                let kept_in = shown(&cache.path());
-                error!(
-                    policy.from = kept_in,
-                    reason, "The policy that was kept on disk cannot be used any more"
-                );
-                refused.get_or_insert((kept_in, reason));
+                flagged(flag, &reason);
+                refused.get_or_insert((place, reason));
             }
         }
     }
@@ -91,12 +89,24 @@ pub fn boot(places: Places<'_>, publisher: &Publisher) -> (Kept, Result<(), NoPo
     if let Some((from, reason)) = refused {
         publisher.refused_policy(&from, reason);
     }
-    boot_override(places, file_is_good, &kept, publisher);
-    (kept, if good { Ok(()) } else { Err(NoPolicy(problems)) })
+    boot_override(places, from, &kept, publisher);
+    (kept, if from.is_some() { Ok(()) } else { Err(NoPolicy(problems)) })
 }
 
-fn boot_override(places: Places<'_>, policy_from_file: bool, kept: &Kept, publisher: &Publisher) {
-    let mounted = places.override_file.filter(|path| policy_from_file || path.exists());
+/// Whether the cache was written later than a policy file that is there.
+fn is_newer(places: Places<'_>) -> bool {
+    let written = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let kept = places.cache.and_then(|(cache, _)| written(&cache.path()));
+    let mounted = places.policy_file.and_then(written);
+    kept.zip(mounted).is_some_and(|(kept, mounted)| kept > mounted)
+}
+
+fn boot_override(places: Places<'_>, policy_from: Option<SourceKind>, kept: &Kept, publisher: &Publisher) {
+    let mounted = places.override_file.filter(|path| match policy_from {
+        Some(SourceKind::File) => true,
+        Some(SourceKind::Cache) if is_newer(places) => false,
+        _ => path.exists(),
+    });
     if let Some(path) = mounted {
         return match file::over(path) {
             Ok((over, warnings)) => publisher.over(over, &warnings),
@@ -193,6 +203,23 @@ mod tests {
         let problems = pod.boot().expect_err("nothing is there");
         assert_eq!(pod.source(), "builtin");
         assert!(problems.len() == 1 && problems[0].starts_with("--policy-file: "), "{problems:?}");
+    }
+
+    #[test]
+    fn what_was_kept_later_than_the_file_was_written_comes_first() {
+        let pod = Pod::new();
+        pod.folder.put("policy.yaml", "mode: Enforce");
+        pod.folder.put("override.yaml", over("mounted", 3600));
+        let mounted = fs::File::options().write(true).open(pod.file("policy.yaml")).expect("it is there");
+        let before = SystemTime::now() - std::time::Duration::from_secs(60);
+        mounted.set_modified(before).expect("a file of the test");
+        pod.keep(Some("mode: Observe"), None);
+        assert_eq!((pod.boot(), pod.source()), (Ok(()), "cache"));
+        assert_eq!(pod.over(), None, "the newer ConfigMap has none");
+        pod.keep(Some("mode: Retired"), None);
+        let pod = Pod { publisher: Pod::new().publisher, ..pod };
+        assert_eq!((pod.boot(), pod.source()), (Ok(()), "file"), "a broken one gives way");
+        assert!(pod.publisher.refused()[0].is_some());
     }
 
     #[test]

@@ -50,7 +50,7 @@ const OPERATION_ID: &str = "operationID: 1730891241515000001";
 
 /// The archive of `tests/image guard`: the one that `tests/run` has built, or a debug build that is made now. With
 /// it the image's name.
-fn image() -> (PathBuf, String) {
+pub(crate) fn image() -> (PathBuf, String) {
     let name = |profile: &str| format!("callback-guard.test/callback-guard:{profile}");
     if let Some(archive) = env::var_os("CALLBACK_GUARD_TEST_IMAGE") {
         return (PathBuf::from(archive), name("release"));

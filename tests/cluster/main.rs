@@ -5,7 +5,10 @@
 
 mod cluster;
 mod dns;
+#[path = "../openim/judge.rs"]
+mod judge;
 mod remains;
+mod shop;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -13,4 +16,5 @@ mod api;
 mod ends;
 mod image;
 mod pods;
+mod proof;
 mod watch;

@@ -1,5 +1,7 @@
 //! Builds and drives the judge: OpenIM's own Go code behind a pipe (`tests/openim/judge`).
 
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -23,11 +25,16 @@ impl Judge {
 
     /// The same with these variables set, as OpenIM's process would have them.
     pub(crate) fn with_environment(variables: &[(&str, &str)]) -> Judge {
-        let program = built();
-        let mut child = Command::new(program)
+        let mut command = Command::new(built());
+        command.envs(variables.iter().copied());
+        Judge::run(command)
+    }
+
+    /// The same by a command that runs the program of [`built`] somewhere else.
+    pub(crate) fn run(mut command: Command) -> Judge {
+        let mut child = command
             // OpenIM's logger makes a folder where it runs.
             .current_dir(env!("CARGO_TARGET_TMPDIR"))
-            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -71,7 +78,7 @@ impl Judge {
 }
 
 /// Builds the judge, once a process.
-fn built() -> &'static PathBuf {
+pub(crate) fn built() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/openim/judge");
