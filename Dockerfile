@@ -4,7 +4,7 @@
 #
 # tests/image makes the same image without a daemon and without a registry: it gives a folder with the program as the
 # build context `build`, which takes the place of the stage of that name.
-FROM docker.io/library/rust:1.95.0-bookworm AS build
+FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 # .cargo belongs to it: it tells how aws-lc seeds its random numbers.
 COPY . .

@@ -42,7 +42,7 @@ use crate::server::Handler;
 use crate::settle::{Settled, settle};
 use crate::status::Recent;
 use crate::upstream::outcome::{Failure, Outcome};
-use crate::upstream::{Address, Upstream};
+use crate::upstream::{Address, Patience, Upstream};
 use crate::verdict::{Finding, Findings, Verdict};
 use crate::wire::{self, ReadFault};
 
@@ -344,9 +344,11 @@ impl Proxy {
         let buffer = self.upstream.head_buffer();
         let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left, buffer);
         let mut drain = self.drain.clone();
+        let ending = || self.drain.stage() >= Stage::Leaving;
+        let patience = Patience { until: wake, ending: &ending };
         let answered = tokio::select! {
             biased;
-            answered = self.upstream.exchange(head, callback.body()) => answered,
+            answered = self.upstream.exchange(head, callback.body(), patience) => answered,
             () = tokio::time::sleep_until(wake.into()) => Err(Failure::Timeout { doing: "waiting for the app" }),
             () = drain.reached(Stage::Cut) => Err(Failure::Draining),
         };

@@ -5,10 +5,12 @@
 //! costs a tenth of the whole callback. What HTTP/1 asks of a client is kept small: a head (parsed by `httparse`), three
 //! ways to frame a body, and the rule when a connection may be used again (RFC 9112, sections 6 and 9).
 //!
-//! Nothing in here reads a clock or knows a deadline, except to ask how long a connection has been idle: the caller
-//! drops the exchange when its time has come, and with it the connection.
+//! Nothing in here knows a deadline: the caller drops the exchange when its time has come, and with it the connection. An
+//! app that refuses connections and took them a moment ago is the exception. It is about to restart, or its pod is
+//! ending and nobody has told us yet: the kubelet needs up to a second to run our hook, and by then the app may have had
+//! its SIGTERM. Nothing was sent, so it is tried again for a moment, within the [`Patience`] of the caller.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::{self, IoSlice, Read as _};
 use std::mem::MaybeUninit;
@@ -41,6 +43,13 @@ const KEPT_IDLE: Duration = Duration::from_secs(1);
 /// How long a kept connection may be idle and the runtime be believed that it is still open. A busy worker looks at its
 /// sockets far more often; behind a longer pause the kernel is asked, which costs a fiftieth of a callback.
 const BELIEVED: Duration = Duration::from_millis(5);
+
+/// How long an app that was there is waited for, from its first refusal. A hook ran 0.9 s after the deletion of its pod
+/// on a real kubelet.
+const GONE_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How often it is tried again meanwhile.
+const GONE_RETRY: Duration = Duration::from_millis(20);
 
 /// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
 const KEPT_CONNECTIONS: usize = 100;
@@ -99,13 +108,39 @@ pub struct Upstream {
     kept: RefCell<Vec<(Connection, Instant)>>,
     /// Buffers of heads that were sent.
     heads: RefCell<Vec<Vec<u8>>>,
+    /// Whether the app takes connections, as far as it was tried.
+    presence: Cell<Presence>,
+}
+
+/// Whether the app takes connections.
+#[derive(Clone, Copy, Debug)]
+enum Presence {
+    /// It never has.
+    Unknown,
+    Here,
+    /// It has, and refuses them since then.
+    GoneSince(Instant),
+}
+
+/// How long a caller lets an app that was there be waited for.
+pub struct Patience<'p> {
+    /// A little before the deadline.
+    pub until: Instant,
+    /// Whether the pod is known to be ending: then there is nothing to wait for.
+    pub ending: &'p dyn Fn() -> bool,
+}
+
+impl fmt::Debug for Patience<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Patience").field("until", &self.until).field("ending", &(self.ending)()).finish()
+    }
 }
 
 impl Upstream {
     /// An app at this address. `answer_limit` and `head_limit` are bytes.
     pub fn new(address: Address, answer_limit: usize, head_limit: usize, held: Held) -> Upstream {
-        let (kept, heads) = (RefCell::default(), RefCell::default());
-        Upstream { address, answer_limit, head_limit, held, kept, heads }
+        let (kept, heads, presence) = (RefCell::default(), RefCell::default(), Cell::new(Presence::Unknown));
+        Upstream { address, answer_limit, head_limit, held, kept, heads, presence }
     }
 
     /// An empty buffer for the head of a request: one that was used before, if there is one.
@@ -124,13 +159,18 @@ impl Upstream {
     /// Sends one request, `head` as it goes over the wire, and reads the whole answer.
     ///
     /// Dropping the future ends the exchange and its connection.
-    pub async fn exchange(&self, head: Vec<u8>, body: &Bytes) -> Result<Answered, Failure> {
+    pub async fn exchange(
+        &self,
+        head: Vec<u8>,
+        body: &Bytes,
+        patience: Patience<'_>,
+    ) -> Result<Answered, Failure> {
         let mut request = Request { head, body };
         if request.body.len() + request.head.len() <= ONE_WRITE {
             request.head.extend_from_slice(body);
             request.body = &[];
         }
-        let ended = self.sent_once(&request).await;
+        let ended = self.sent_once(&request, patience).await;
         self.keep_head(request.head);
         match ended {
             Ok(answered) => Ok(answered),
@@ -139,7 +179,7 @@ impl Upstream {
         }
     }
 
-    async fn sent_once(&self, request: &Request<'_>) -> Result<Answered, Ended> {
+    async fn sent_once(&self, request: &Request<'_>, patience: Patience<'_>) -> Result<Answered, Ended> {
         while let Some(connection) = self.kept_connection() {
             match self.run(connection, request).await {
                 // The app had closed this one before our bytes came: nothing was asked yet.
@@ -147,8 +187,34 @@ impl Upstream {
                 ended => return ended,
             }
         }
-        let connection = Connection::open(&self.address).await.map_err(|error| self.unreachable(error))?;
+        let connection = self.connect(patience).await.map_err(|error| self.unreachable(error))?;
         self.run(connection, request).await
+    }
+
+    async fn connect(&self, patience: Patience<'_>) -> io::Result<Connection> {
+        loop {
+            let error = match Connection::open(&self.address).await {
+                Ok(connection) => {
+                    self.presence.set(Presence::Here);
+                    return Ok(connection);
+                }
+                Err(error) => error,
+            };
+            // A unix socket whose file is gone is refused in its own way.
+            let refused = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+            let now = Instant::now();
+            let since = match self.presence.get() {
+                Presence::GoneSince(since) => since,
+                Presence::Here if refused => now,
+                Presence::Here | Presence::Unknown => return Err(error),
+            };
+            self.presence.set(Presence::GoneSince(since));
+            let until = patience.until.min(since + GONE_PATIENCE);
+            if !refused || now + GONE_RETRY >= until || (patience.ending)() {
+                return Err(error);
+            }
+            tokio::time::sleep(GONE_RETRY).await;
+        }
     }
 
     /// How many idle connections are kept.

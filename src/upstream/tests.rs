@@ -341,7 +341,8 @@ fn head_for(length: usize) -> Vec<u8> {
 
 async fn ask(upstream: &Upstream, body: impl Into<Bytes>) -> Result<Answered, Failure> {
     let body = body.into();
-    let exchange = upstream.exchange(head_for(body.len()), &body);
+    let patience = Patience { until: Instant::now() + Duration::from_secs(30), ending: &|| false };
+    let exchange = upstream.exchange(head_for(body.len()), &body, patience);
     tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an exchange that comes to an end")
 }
 
@@ -827,4 +828,61 @@ async fn an_exchange_that_is_dropped_takes_its_connection_along() {
     }
     assert_eq!(has_ended.recv().expect("the app runs"), None, "the app sees the end");
     assert_eq!(upstream.kept(), 0);
+}
+
+/// Answers one request of one connection, and closes connection and listener before it ends.
+fn answering_once(listener: TcpListener) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut peer = Peer(BufReader::new(listener.accept().expect("a connection").0));
+        drop(listener);
+        assert!(peer.request().is_some() && peer.allow());
+    })
+}
+
+#[tokio::test]
+async fn an_app_that_was_there_a_moment_ago_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let upstream = Upstream::new(Address::Ip(address), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20));
+    let app = answering_once(listener);
+    assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
+    app.join().expect("the app is content");
+    wait_until_closed(&upstream.kept.borrow()[0].0);
+    let comes_back = async {
+        while !matches!(upstream.presence.get(), Presence::GoneSince(_)) {
+            tokio::task::yield_now().await;
+        }
+        answering_once(TcpListener::bind(address).expect("the port is free again"))
+    };
+    let (outcome, app) = tokio::join!(ask(&upstream, "callback"), comes_back);
+    assert_eq!(words(&outcome), "200 allow");
+    app.join().expect("the app is content");
+    assert!(matches!(upstream.presence.get(), Presence::Here));
+}
+
+#[tokio::test]
+async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_not_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = Address::Ip(listener.local_addr().expect("bound"));
+    drop(listener);
+    let upstream = Upstream::new(address, ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20));
+    let looks = Cell::new(0);
+    let ending = || {
+        looks.set(looks.get() + 1);
+        true
+    };
+    let body = Bytes::from_static(b"callback");
+    let long_ago = Instant::now() - GONE_PATIENCE;
+    for (presence, wait, looked) in [
+        (Presence::Unknown, 30, 0),
+        (Presence::Here, 30, 1),
+        (Presence::Here, 0, 0),
+        (Presence::GoneSince(long_ago), 30, 0),
+    ] {
+        upstream.presence.set(presence);
+        looks.set(0);
+        let patience = Patience { until: Instant::now() + Duration::from_secs(wait), ending: &ending };
+        let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
+        assert_eq!((words(&outcome).as_str(), looks.get()), ("unreachable", looked), "{presence:?} {wait}");
+    }
 }
