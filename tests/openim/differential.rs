@@ -15,11 +15,11 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use callback_guard::callback::command::Command;
+use callback_guard::callback::command::{Command, SafeDefault};
 use callback_guard::callback::{Callback, RawRequest};
 use callback_guard::go_json::{self, Field, Kind, Type, Value, unquote};
 use callback_guard::policy::Validation;
-use callback_guard::verdict::{self, Conclusion, Verdict};
+use callback_guard::verdict::{self, Conclusion, Finding, Findings, Reading, Verdict};
 use serde_json::{Value as Json, json};
 
 use crate::judge::Judge;
@@ -50,7 +50,10 @@ fn every_answer_is_read_as_openim_reads_it_and_every_correction_as_claimed() {
         let read: Vec<_> = drawn.iter().map(|(at, answer)| repaired(answer, &callbacks[*at])).collect();
         let jobs = drawn.iter().zip(&read).flat_map(|((at, answer), read)| {
             let command = callbacks[*at].target().name();
-            [read_job(command, answer), read_job(command, read.as_ref().map_or(b"null", |(body, _)| body))]
+            [
+                read_job(command, answer),
+                read_job(command, read.as_ref().map_or(b"null", |reading| &reading.body)),
+            ]
         });
         let conclusions = judge.ask(jobs);
         for (((at, answer), read), pair) in drawn.iter().zip(&read).zip(conclusions.chunks(2)) {
@@ -60,10 +63,10 @@ fn every_answer_is_read_as_openim_reads_it_and_every_correction_as_claimed() {
             }
             errors += usize::from(pair[0]["verdict"] == "error");
             denials += usize::from(pair[0]["verdict"] == "denied");
-            if let Some((body, verdict)) = read {
-                corrected += usize::from(body != answer);
+            if let Some(Reading { verdict, body, findings }) = read {
+                corrected += usize::from(**body != **answer);
                 assert!(
-                    as_claimed(*verdict, &pair[1]),
+                    as_claimed(*verdict, &pair[1]) && keeps_the_rest(answer, *findings, callback, &pair[1]),
                     "seed {seed}: {:?} for {} became {:?}, claimed to be {verdict:?}, and OpenIM says {}",
                     String::from_utf8_lossy(answer),
                     callback.target().name(),
@@ -78,6 +81,31 @@ fn every_answer_is_read_as_openim_reads_it_and_every_correction_as_claimed() {
     );
     // A generator that makes only one kind of case proves little.
     assert!(errors > cases / 20 && denials > cases / 50 && corrected > cases / 100);
+}
+
+#[test]
+fn every_recorded_answer_cut_at_every_byte_is_read_as_openim_reads_it() {
+    let mut judge = Judge::start();
+    let callbacks = callbacks(&judge.commands());
+    // Of the deep ones a prefix is like any other.
+    let cases: Vec<_> = corpus()
+        .into_iter()
+        .enumerate()
+        .filter(|(_, answer)| answer.len() < 1_000)
+        .flat_map(|(at, answer)| {
+            let callback = &callbacks[at % callbacks.len()];
+            (0..answer.len()).map(move |end| (callback, answer[..end].to_vec())).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(cases.len() > 5_000, "{}", cases.len());
+    for batch in cases.chunks(BATCH) {
+        let jobs = batch.iter().map(|(callback, cut)| read_job(callback.target().name(), cut));
+        for ((callback, cut), judged) in batch.iter().zip(judge.ask(jobs)) {
+            if !agrees(cut, callback, &judged) {
+                disagreed(&mut judge, 0, cut, callback);
+            }
+        }
+    }
 }
 
 /// A callback of every command that OpenIM's module knows, with the body that Go sends when nothing is set.
@@ -118,10 +146,28 @@ fn read_job(command: &str, answer: &[u8]) -> Json {
     json!({"do": "read", "command": command, "answer": BASE64_STANDARD.encode(answer)})
 }
 
-/// What the guard would pass on, and the verdict it claims.
-fn repaired(answer: &[u8], callback: &Callback) -> Option<(Vec<u8>, Verdict)> {
-    let reading = verdict::read(answer, callback, 5100).ok()?;
-    Some((reading.body.into_owned(), reading.verdict))
+/// What the guard would pass on, with the verdict it claims and what it corrected.
+fn repaired<'a>(answer: &'a [u8], callback: &Callback) -> Option<Reading<'a>> {
+    verdict::read(answer, callback, 5100).ok()
+}
+
+/// Whether OpenIM holds in the corrected answer what the app wrote, but for the fields that were corrected.
+fn keeps_the_rest(answer: &[u8], findings: Findings, callback: &Callback, judged: &Json) -> bool {
+    let command = callback.command().expect("known");
+    let plain = answer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(answer);
+    let Ok(decoded) = go_json::decode(plain, command.response) else { return false };
+    let echoed: &[&str] = match command.default {
+        SafeDefault::Echo(fields) if findings.iter().any(|finding| finding == Finding::FieldsLeftOut) => {
+            fields
+        }
+        SafeDefault::Echo(_) | SafeDefault::Plain => &[],
+    };
+    let corrected =
+        |name: &str| ["actionCode", "errCode", "nextCode"].contains(&name) || echoed.contains(&name);
+    command.response.iter().enumerate().filter(|(_, field)| !corrected(field.name)).all(|(at, field)| {
+        let held = judged["response"].get(field.name).unwrap_or(&Json::Null);
+        same(plain, decoded.root.field(at), field.ty, held)
+    })
 }
 
 fn as_claimed(verdict: Verdict, judged: &Json) -> bool {
