@@ -208,6 +208,8 @@ async fn a_restart_of_the_api_server_under_load_costs_no_callback_and_no_edit() 
     cluster.wait_for_api();
     place.patch("policy.yaml", &deny(5003));
     wait_for_code(&guard, 5003).await;
+    let forgotten = |line: &str| line.contains("said 410") && line.contains("too old resource version");
+    guard.wait_for_log(forgotten);
     assert_eq!(guard.count("callback_guard_policy_info", &[("source", "configmap")]), 1.0);
     guard.wait_for_metric("callback_guard_policy_watch_connected", 1.0).await;
     load.wait_for_more(200).await;
