@@ -23,6 +23,8 @@ pub const USAGE: u8 = 2;
 
 /// Runs the program with these arguments, the program's name first, and gives its exit code.
 pub fn run(arguments: Vec<OsString>) -> u8 {
+    // Behind the program's name; where it is none, the first problem says so.
+    let subcommand = arguments.get(1).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     match args::parse(arguments) {
         Ok(Command::Proxy(config)) => proxy::run(*config),
         Ok(Command::Drain(config)) => drain::run(&config),
@@ -41,7 +43,7 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         Err(args::Stop::Shown { code }) => code,
         Err(args::Stop::Problems(problems)) => {
             complain(&problems);
-            eprintln!("\nFor the flags and their defaults: callback-guard SUBCOMMAND --help");
+            eprintln!("\nFor the flags and their defaults: callback-guard {subcommand} --help");
             USAGE
         }
     }

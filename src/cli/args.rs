@@ -4,24 +4,27 @@
 //! flag, and a value from the environment is judged like one from the command line.
 
 mod inject;
+mod mistakes;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
 use super::check;
 use super::inject::{Manifests, Task};
 use super::simulate::{Load, Place, Simulate, Trust};
+use crate::basic_auth;
 use crate::callback::command;
 use crate::callback::target::{Form, UpstreamForm};
 use crate::log::Format;
 use crate::policy::{duration, resembling_command};
 use crate::source::config_map;
+use crate::tls;
 use crate::upstream::Address;
 
 /// Answers OpenIM's callbacks before a deadline, whatever the business app does.
@@ -189,13 +192,13 @@ struct CheckArgs {
 #[derive(Debug, clap::Args)]
 struct ExplainArgs {
     /// File with the policy [default: the built-in policy]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "CALLBACK_GUARD_POLICY", hide_env = true, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// File with the override
-    #[arg(long = "override", value_name = "FILE")]
+    #[arg(long = "override", env = "CALLBACK_GUARD_OVERRIDE", hide_env = true, value_name = "FILE")]
     over: Option<PathBuf>,
     /// File with the body of a callback; `-` is standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "CALLBACK_GUARD_CALLBACK", hide_env = true, value_name = "FILE")]
     callback: PathBuf,
     /// text, or json for programs
     #[arg(
@@ -213,11 +216,12 @@ struct SimulateArgs {
     /// What stands in OpenIM's webhooks.url: http:// or https://, with a user where the app asks for one
     #[arg(value_name = "URL")]
     url: String,
-    /// A command to send, by today's name or an earlier one; more than once for more [default: all before-commands]
-    #[arg(long, value_name = "NAME")]
+    /// A command to send, by today's name or an earlier one; more than once, or with commas, for more [default: all
+    /// before-commands]
+    #[arg(long, env = "CALLBACK_GUARD_COMMAND", hide_env = true, value_name = "NAME", value_delimiter = ',')]
     command: Vec<String>,
     /// File with a body to send instead; its callbackCommand names the command. `-` is standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "CALLBACK_GUARD_BODY", hide_env = true, value_name = "FILE")]
     body: Option<PathBuf>,
     /// path (URL/COMMAND), or query (URL?command=COMMAND) as servers of v3.0 to v3.4 send
     #[arg(long, env = "CALLBACK_GUARD_FORM", hide_env = true, value_name = "FORM", default_value = "path")]
@@ -290,7 +294,7 @@ struct SimulateArgs {
 #[derive(Debug, clap::Args)]
 struct DemoArgs {
     /// Keep everything running at the end, and say how to try it by hand
-    #[arg(long)]
+    #[arg(long, env = "CALLBACK_GUARD_STAY", hide_env = true)]
     stay: bool,
 }
 
@@ -442,42 +446,21 @@ pub const ADMIN_PORT: u16 = 9090;
 /// Reads a command line, the program's name first.
 pub fn parse(mut arguments: Vec<OsString>) -> Result<Command, Stop> {
     let mut problems = Problems::default();
-    // clap stops at the first flag it does not know. It is noted and taken away, until the rest can be read.
     let args = loop {
         match Args::try_parse_from(&arguments) {
             Ok(args) => break args,
-            Err(error) => {
-                let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
-                    (ErrorKind::UnknownArgument, Some(ContextValue::String(unknown))) => unknown.clone(),
-                    _ => return Err(shown(&error, problems)),
-                };
-                let named = |argument: &OsString| {
-                    let argument = argument.to_string_lossy();
-                    argument == unknown.as_str() || argument.split('=').next() == Some(unknown.as_str())
-                };
-                let Some(at) = arguments.iter().position(named) else { return Err(shown(&error, problems)) };
-                let nearest = match error.get(ContextKind::SuggestedArg) {
-                    Some(ContextValue::String(nearest)) => format!(", did you mean {nearest}?"),
-                    _ => String::new(),
-                };
-                if !unknown.starts_with('-') {
-                    problems.add(&unknown, "nothing was expected here");
-                    arguments.remove(at);
-                    continue;
-                }
-                problems.add(&unknown, format!("there is no such flag{nearest}"));
-                let value = arguments.remove(at).to_string_lossy().contains('=');
-                // What follows an unknown flag and is no flag itself is its value.
-                let next_is_value =
-                    arguments.get(at).is_some_and(|next| !next.to_string_lossy().starts_with('-'));
-                if !value && next_is_value && at > 1 {
-                    arguments.remove(at);
-                }
-            }
+            Err(error) if mistakes::mend(&error, &mut arguments, &mut problems) => {}
+            Err(error) => return Err(shown(&error, problems)),
         }
     };
     let command = match args.subcommand {
-        Typed::Proxy(typed) => proxy(&typed, &mut problems).map(|proxy| Command::Proxy(Box::new(proxy))),
+        Typed::Proxy(typed) => {
+            let proxy = proxy(&typed, &mut problems);
+            if !problems.found.is_empty() {
+                files(&typed, &mut problems);
+            }
+            proxy.map(|proxy| Command::Proxy(Box::new(proxy)))
+        }
         Typed::Drain(typed) => problems
             .read("--admin-listen", &typed.admin_listen, socket)
             .map(|admin| Command::Drain(Drain { admin: on_loopback(admin) })),
@@ -609,7 +592,7 @@ const MIB: usize = 1 << 20;
 fn proxy(typed: &ProxyArgs, problems: &mut Problems) -> Option<Proxy> {
     let listen = problems.read_optional("--listen", &typed.listen, socket);
     let admin_listen = problems.read_optional("--admin-listen", &typed.admin_listen, socket);
-    let tls = tls(typed, problems);
+    let tls = tls_source(typed, problems);
     let tls_wait = tls_wait(typed, problems);
     let upstream = upstream(typed, problems);
     let upstream_form = problems.read("--upstream-form", &typed.upstream_form, |text| {
@@ -676,7 +659,7 @@ fn proxy(typed: &ProxyArgs, problems: &mut Problems) -> Option<Proxy> {
     })
 }
 
-fn tls(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
+fn tls_source(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
     let self_signed = problems.switch("--tls-self-signed", &typed.tls_self_signed)?;
     match (path(&typed.tls_cert), path(&typed.tls_key), self_signed) {
         (Some(cert), Some(key), false) => return Some(TlsSource::Files { cert, key }),
@@ -694,6 +677,20 @@ fn tls(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
         (None, Some(_), false) => problems.add("--tls-cert", "is missing beside --tls-key"),
     }
     None
+}
+
+/// What is wrong with the files that were named, where something else is wrong already and nothing will be run: who
+/// mends that should not meet the files next.
+fn files(typed: &ProxyArgs, problems: &mut Problems) {
+    let client_ca = path(&typed.client_ca);
+    if let (Some(cert), Some(key), "false") = (path(&typed.tls_cert), path(&typed.tls_key), &*typed.tls_wait)
+        && let Err(errors) = tls::open(tls::Files { cert, key, client_ca })
+    {
+        problems.found.extend(errors.to_string().lines().map(str::to_owned));
+    }
+    if let Some(Err(error)) = path(&typed.basic_auth_file).map(basic_auth::open) {
+        problems.found.extend(error.to_string().lines().map(str::to_owned));
+    }
 }
 
 fn tls_wait(typed: &ProxyArgs, problems: &mut Problems) -> Option<bool> {

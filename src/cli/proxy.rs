@@ -51,7 +51,10 @@ pub fn run(config: args::Proxy) -> u8 {
     let queue = log::Queue::start(std::io::stdout());
     log::install(&queue, config.log_level, config.log_format);
     let code = match Loaded::new(&config, &queue, started) {
-        Ok(loaded) => loaded.serve(&config),
+        Ok(loaded) => {
+            warn_of_a_short_grace_period(&config);
+            loaded.serve(&config)
+        }
         Err(problems) => {
             super::complain(&problems);
             super::PROBLEM
@@ -262,6 +265,21 @@ async fn live(
             warn!("A second signal: ending at once");
             super::PROBLEM
         }
+    }
+}
+
+/// Says what of the two drain flags the grace period leaves no time for: the end is cut short to fit, and callbacks that
+/// would have had an answer of the app get the fallback for `draining`.
+fn warn_of_a_short_grace_period(config: &args::Proxy) {
+    let wanted = config.drain_delay + config.drain_timeout + 2 * LAST_WRITES + BEFORE_THE_KILL;
+    if wanted > config.grace_period {
+        warn!(
+            drain_delay = ?config.drain_delay,
+            drain_timeout = ?config.drain_timeout,
+            grace_period = ?config.grace_period,
+            wanted = ?wanted,
+            "--drain-delay and --drain-timeout do not fit into --grace-period: the end is cut short"
+        );
     }
 }
 

@@ -391,7 +391,7 @@ fn mistakes_of_the_command_line_are_told_at_once() {
         ["URL", "--command", "--command", "--form", "--timeout", "--insecure", "--format", "--rate", "--for"];
     let flags = [&flags[..], &["--concurrency"]].concat();
     let ran = ran.code(2).out("").err_has("did you mean callbackBeforeSendSingleMsgCommand?");
-    ran.problems_of(&flags, "\nFor the flags and their defaults: callback-guard SUBCOMMAND --help\n");
+    ran.problems_of(&flags, "\nFor the flags and their defaults: callback-guard simulate --help\n");
     let ran = Folder::new().run(&format!("simulate http://h --command {SEND} --body b")).code(2).out("");
     ran.err_has("--command: stands beside --body");
     Folder::new().run(&format!("simulate http://h/cb/{SEND}")).code(2).err_has("which OpenIM appends itself");

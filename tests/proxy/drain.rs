@@ -395,3 +395,17 @@ async fn a_body_that_is_still_coming_at_the_cut_is_answered_too() {
     assert_eq!((answer.status, answer.told().as_str()), (200, "deny fallback draining"));
     assert_eq!(guard.wait_exit(), 0);
 }
+
+#[tokio::test]
+async fn a_grace_period_that_leaves_no_time_for_the_drain_is_warned_of() {
+    const WARNING: &str = "do not fit into --grace-period";
+    let start = |grace: &str| {
+        let flags = Guard::with("").flag("--drain-delay", "3s").flag("--drain-timeout", "5s");
+        flags.flag("--grace-period", grace).start()
+    };
+    let short = start("9s");
+    let line = short.wait_for_log(|line| line.contains(WARNING));
+    assert!(line.contains("\"level\":\"WARN\"") && line.contains("10s"), "{line}");
+    let long = start("10s");
+    assert!(!long.log_lines().iter().any(|line| line.contains(WARNING)));
+}
