@@ -252,7 +252,9 @@ impl Kind {
             return Ok(());
         }
         let range = self.range();
-        let allowed = if let Kind::OneOf(_) = self { range } else { format!("a {}, {range}", self.name()) };
+        let article = if self.name().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        let one_of = matches!(self, Kind::OneOf(_));
+        let allowed = if one_of { range } else { format!("{article} {}, {range}", self.name()) };
         Err(format!("Invalid value: {text:?}: must be {allowed}"))
     }
 }

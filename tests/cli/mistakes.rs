@@ -85,7 +85,7 @@ fn what_is_missing_or_doubled_is_told_among_the_other_mistakes() {
         ("explain --polcy x --format q", &["--polcy", "--callback", "--format"]),
         ("simulate --bogus --timeout x", &["--bogus", "<URL>", "--timeout"]),
         ("simulate http://127.0.0.1:1 http://127.0.0.1:2 --rate x", &["http://127.0.0.1:2", "--rate"]),
-        ("inject --image= --tls-secret -x", &["--tls-secret", "--filename", "--image"]),
+        ("inject --image= --tls-secret", &["--tls-secret", "--filename", "--image"]),
         ("uninject --dry-run", &["--dry-run", "--filename"]),
     ] {
         let subcommand = line.split(' ').next().expect("a subcommand");
