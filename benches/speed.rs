@@ -72,6 +72,8 @@ fn measure() -> Result<bool, Failure> {
     let guard_at = support::free_address()?;
     let admin = support::free_address()?;
     let guard = bench.guard(guard_at, admin, "info")?;
+    // What the start alone needed is given back too.
+    support::pause(QUIET);
     let before = guard.memory();
     let quiet_at = support::free_address()?;
     let quiet_admin = support::free_address()?;
@@ -114,9 +116,10 @@ fn print_rest(size: u64, start: &[f64], before: Memory, after: Memory, nginx: Me
     println!("| | measured | wanted |");
     println!("|---|--:|--:|");
     println!("| first answer after the start, {STARTS} starts | {} ms | 15 ms |", spread(start));
-    for (when, memory, wanted) in
-        [("before the first callback", before, 8), ("six seconds after the load", after, 12)]
-    {
+    for (when, memory, wanted) in [
+        ("six seconds after the start, before the first callback", before, 8),
+        ("six seconds after the load", after, 12),
+    ] {
         println!(
             "| resident memory {when} (anonymous, PSS) | {:.1} MiB ({:.1}, {:.1}) | < {wanted} MiB |",
             mib(memory.resident),
