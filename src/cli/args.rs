@@ -17,6 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::check;
 use super::inject::{Manifests, Task};
+use super::proxy::load_client_ca;
 use super::simulate::{Load, Place, Simulate, Trust};
 use crate::basic_auth;
 use crate::callback::command;
@@ -457,7 +458,7 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Command, Stop> {
         Typed::Proxy(typed) => {
             let proxy = proxy(&typed, &mut problems);
             if !problems.found.is_empty() {
-                files(&typed, &mut problems);
+                named_files(&typed, &mut problems);
             }
             proxy.map(|proxy| Command::Proxy(Box::new(proxy)))
         }
@@ -680,14 +681,18 @@ fn tls_source(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
 }
 
 /// What is wrong with the files that were named, where something else is wrong already and nothing will be run: who
-/// mends that should not meet the files next.
-fn files(typed: &ProxyArgs, problems: &mut Problems) {
+/// mends that should not meet the files next. Only those whose flags are themselves right.
+fn named_files(typed: &ProxyArgs, problems: &mut Problems) {
     let client_ca = path(&typed.client_ca);
-    if let (Some(cert), Some(key), "false") = (path(&typed.tls_cert), path(&typed.tls_key), &*typed.tls_wait)
-        && let Err(errors) = tls::open(tls::Files { cert, key, client_ca })
-    {
-        problems.found.extend(errors.to_string().lines().map(str::to_owned));
-    }
+    let found = match (path(&typed.tls_cert), path(&typed.tls_key), &*typed.tls_self_signed) {
+        // Missing files are what it waits for.
+        _ if typed.tls_wait != "false" => Ok(()),
+        (Some(cert), Some(key), "false") => {
+            tls::open(tls::Files { cert, key, client_ca }).map(|_| ()).map_err(|errors| errors.to_string())
+        }
+        _ => client_ca.map_or(Ok(()), |path| load_client_ca(&path).map(|_| ())),
+    };
+    problems.found.extend(found.err().iter().flat_map(|text| text.lines()).map(str::to_owned));
     if let Some(Err(error)) = path(&typed.basic_auth_file).map(basic_auth::open) {
         problems.found.extend(error.to_string().lines().map(str::to_owned));
     }
@@ -988,6 +993,6 @@ mod tests {
         assert_eq!(problems("--help"), ["shown, 0"]);
         assert_eq!(problems("proxy --help"), ["shown, 0"]);
         assert_eq!(problems(""), ["shown, 2"]);
-        assert_eq!(problems("check"), ["shown, 2"]);
+        assert_eq!(problems("check"), ["<FILE>...: is missing"]);
     }
 }

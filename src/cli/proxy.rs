@@ -32,6 +32,8 @@ use crate::source::{self, Publisher};
 use crate::status::Recent;
 use crate::tls::{self, Tls};
 
+pub(super) use certificate::load_client_ca;
+
 mod certificate;
 
 /// How much earlier than the pod's grace period the end is over: time for the exit itself.

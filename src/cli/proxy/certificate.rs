@@ -94,7 +94,8 @@ fn self_signed(client_ca: Option<&Path>) -> Result<Certificate, String> {
     Ok(Certificate::Ready(Tls::fixed(&made.credentials, client_ca.as_ref()), None))
 }
 
-fn load_client_ca(path: &Path) -> Result<ClientCa, String> {
+/// Reads the authorities of `--client-ca`; the error names the flag.
+pub(in crate::cli) fn load_client_ca(path: &Path) -> Result<ClientCa, String> {
     let bytes = read_bounded(path, 1 << 20).map_err(|error| format!("--client-ca: {error}"))?;
     ClientCa::from_pem(&bytes).map_err(|problem| format!("--client-ca: {}: {problem}", path.display()))
 }
