@@ -1,0 +1,272 @@
+//! The grammar: bytes become tokens with their place, or the first syntax error.
+
+use super::{DEPTH_LIMIT, Expected, Span, SyntaxError, Token};
+
+/// What the grammar expects next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Value,
+    /// A value or `]`.
+    FirstElement,
+    /// A key or `}`.
+    FirstKey,
+    Key,
+    /// `,` or the end of the innermost container; at the top, the end of the input.
+    Next,
+}
+
+/// The grammar: a pull reader of tokens.
+pub struct Tokens<'b> {
+    bytes: &'b [u8],
+    at: usize,
+    expect: Expect,
+    depth: usize,
+    /// Whether the innermost open container is an object.
+    in_object: bool,
+    /// The same of every level, a bit each: 1,250 bytes at the deepest.
+    objects: Vec<u64>,
+    /// Whether the last string has a backslash in it.
+    escaped: bool,
+}
+
+impl<'b> Tokens<'b> {
+    /// Starts at the first byte.
+    pub fn new(bytes: &'b [u8]) -> Self {
+        let (in_object, objects, escaped) = (false, Vec::new(), false);
+        Tokens { bytes, at: 0, expect: Expect::Value, depth: 0, in_object, objects, escaped }
+    }
+
+    /// How many containers are open.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Whether the last key or string has an escape in it: without one it is its own text.
+    pub fn escaped(&self) -> bool {
+        self.escaped
+    }
+
+    /// The next token, or `None` behind the one value that the input is.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an Iterator of Results goes on after an error; this must not"
+    )]
+    pub fn next(&mut self) -> Result<Option<(Token, Span)>, SyntaxError> {
+        let Some(mut byte) = self.skip_space() else {
+            let done = self.expect == Expect::Next && self.depth == 0;
+            return if done { Ok(None) } else { Err(SyntaxError::End) };
+        };
+        if self.expect == Expect::Next && byte == b',' && self.depth > 0 {
+            self.at += 1;
+            self.expect = if self.in_object { Expect::Key } else { Expect::Value };
+            byte = self.skip_space().ok_or(SyntaxError::End)?;
+        }
+        match (self.expect, byte) {
+            (Expect::FirstKey | Expect::Key, b'"') => {
+                let start = self.at;
+                self.string()?;
+                let span = Span::new(start, self.at);
+                match self.skip_space() {
+                    Some(b':') => self.at += 1,
+                    found => return Err(self.unexpected(found, Expected::Colon)),
+                }
+                self.expect = Expect::Value;
+                Ok(Some((Token::Key, span)))
+            }
+            (Expect::Next | Expect::FirstElement, b']') if self.depth > 0 && !self.in_object => {
+                self.close(Token::EndArray).map(Some)
+            }
+            (Expect::Value | Expect::FirstElement, _) => self.value(byte).map(Some),
+            (Expect::Next | Expect::FirstKey, b'}') if self.in_object => {
+                self.close(Token::EndObject).map(Some)
+            }
+            (Expect::Next, _) if self.depth == 0 => Err(self.unexpected(Some(byte), Expected::Nothing)),
+            (Expect::Next, _) => Err(self.unexpected(Some(byte), Expected::CommaOrEnd)),
+            (Expect::FirstKey | Expect::Key, _) => Err(self.unexpected(Some(byte), Expected::Key)),
+        }
+    }
+
+    /// Reads to the end of the container that the last token began.
+    pub fn skip_container(&mut self) -> Result<(), SyntaxError> {
+        let outside = self.depth - 1;
+        while self.depth > outside {
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, byte: u8) -> Result<(Token, Span), SyntaxError> {
+        let start = self.at;
+        let token = match byte {
+            b'{' => return self.open(Token::BeginObject),
+            b'[' => return self.open(Token::BeginArray),
+            b'"' => {
+                self.string()?;
+                Token::Str
+            }
+            b't' => self.literal(b"true", Token::True)?,
+            b'f' => self.literal(b"false", Token::False)?,
+            b'n' => self.literal(b"null", Token::Null)?,
+            b'-' | b'0'..=b'9' => {
+                self.number()?;
+                Token::Number
+            }
+            other => return Err(self.unexpected(Some(other), Expected::Value)),
+        };
+        self.expect = Expect::Next;
+        Ok((token, Span::new(start, self.at)))
+    }
+
+    fn open(&mut self, token: Token) -> Result<(Token, Span), SyntaxError> {
+        if self.depth == DEPTH_LIMIT {
+            return Err(SyntaxError::Depth);
+        }
+        let (word, bit) = (self.depth / 64, 1_u64 << (self.depth % 64));
+        if word == self.objects.len() {
+            self.objects.push(0);
+        }
+        self.in_object = token == Token::BeginObject;
+        if self.in_object {
+            self.objects[word] |= bit;
+            self.expect = Expect::FirstKey;
+        } else {
+            self.objects[word] &= !bit;
+            self.expect = Expect::FirstElement;
+        }
+        self.depth += 1;
+        self.at += 1;
+        Ok((token, Span::new(self.at - 1, self.at)))
+    }
+
+    fn close(&mut self, token: Token) -> Result<(Token, Span), SyntaxError> {
+        self.depth -= 1;
+        self.in_object =
+            self.depth > 0 && self.objects[(self.depth - 1) / 64] >> ((self.depth - 1) % 64) & 1 == 1;
+        self.at += 1;
+        self.expect = Expect::Next;
+        Ok((token, Span::new(self.at - 1, self.at)))
+    }
+
+    #[inline]
+    fn skip_space(&mut self) -> Option<u8> {
+        loop {
+            match self.bytes.get(self.at) {
+                Some(b' ' | b'\t' | b'\r' | b'\n') => self.at += 1,
+                other => return other.copied(),
+            }
+        }
+    }
+
+    fn literal(&mut self, word: &'static [u8], token: Token) -> Result<Token, SyntaxError> {
+        for expected in word {
+            match self.bytes.get(self.at) {
+                Some(found) if found == expected => self.at += 1,
+                found => return Err(self.unexpected(found.copied(), Expected::Literal)),
+            }
+        }
+        Ok(token)
+    }
+
+    fn string(&mut self) -> Result<(), SyntaxError> {
+        self.escaped = false;
+        self.at += 1;
+        loop {
+            self.at += plain_run(&self.bytes[self.at..]);
+            match self.bytes.get(self.at) {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => {
+                    self.escaped = true;
+                    self.at += 1;
+                    self.escape()?;
+                }
+                found => return Err(self.unexpected(found.copied(), Expected::StringByte)),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), SyntaxError> {
+        match self.bytes.get(self.at) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') => {
+                self.at += 1;
+                for _ in 0..4 {
+                    match self.bytes.get(self.at) {
+                        Some(digit) if digit.is_ascii_hexdigit() => self.at += 1,
+                        found => {
+                            return Err(self.unexpected(found.copied(), Expected::HexDigits));
+                        }
+                    }
+                }
+            }
+            found => return Err(self.unexpected(found.copied(), Expected::Escape)),
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), SyntaxError> {
+        if self.bytes[self.at] == b'-' {
+            self.at += 1;
+        }
+        // A leading zero stands alone: what follows it is not part of the number.
+        if self.bytes.get(self.at) == Some(&b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.bytes.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.bytes.get(self.at) {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.bytes.get(self.at) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), SyntaxError> {
+        let start = self.at;
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+        }
+        if self.at == start {
+            return Err(self.unexpected(self.bytes.get(start).copied(), Expected::Digit));
+        }
+        Ok(())
+    }
+
+    fn unexpected(&self, found: Option<u8>, expected: Expected) -> SyntaxError {
+        match found {
+            Some(found) => {
+                SyntaxError::Byte { at: u32::try_from(self.at).unwrap_or(u32::MAX), found, expected }
+            }
+            None => SyntaxError::End,
+        }
+    }
+}
+
+/// How many bytes from the start need no look in a string: no quote, no backslash, no control character.
+pub(super) fn plain_run(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES << 7;
+    let mut run = 0;
+    // Eight at a time: `x - ONES & !x & HIGH` has a bit where a byte of x is zero, and `(x - 0x20 each) & !x & HIGH`
+    // where a byte is below 0x20. Only behind such a byte can there be a bit too many, so the first one is right.
+    for chunk in bytes.chunks_exact(8) {
+        let word = u64::from_le_bytes(chunk.try_into().expect("chunks_exact yields eight bytes"));
+        let zero = |x: u64| x.wrapping_sub(ONES) & !x & HIGH;
+        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
+        let stops = control | zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\')));
+        if stops != 0 {
+            return run + stops.trailing_zeros() as usize / 8;
+        }
+        run += 8;
+    }
+    run + bytes[run..].iter().take_while(|byte| **byte >= 0x20 && **byte != b'"' && **byte != b'\\').count()
+}
