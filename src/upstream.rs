@@ -12,7 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io::{self, IoSlice, Read as _};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -22,18 +22,22 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use http::StatusCode;
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::held::{Held, Holding, SMALL_BODY_BYTES};
-use crate::verdict::{Finding, Findings, Invalid};
+use crate::verdict::Invalid;
 use crate::wire;
 use delivery::TcpInfo;
+use framing::{Chunks, Framing, Head, NoHead, parse_head, unpack};
 use outcome::{Answered, Failure};
+use stream::Stream;
 
 mod delivery;
+mod framing;
 pub mod outcome;
+mod stream;
 
 /// How long a kept connection may be idle and still be used. The shortest keep-alive in common use is gunicorn's 2 s,
 /// then Node's and uvicorn's 5 s; half of the shortest keeps the app's closing and our writing well apart. A new
@@ -53,9 +57,6 @@ const GONE_RETRY: Duration = Duration::from_millis(20);
 
 /// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
 const KEPT_CONNECTIONS: usize = 100;
-
-/// Most headers of an answer.
-const HEADERS_LIMIT: usize = 128;
 
 /// Most interim (1xx) answers before the real one.
 const INTERIM_LIMIT: usize = 16;
@@ -312,33 +313,6 @@ impl From<Failure> for Ended {
     }
 }
 
-/// Why an answer did not begin.
-enum NoHead {
-    /// The end of the stream, and not a byte before it.
-    Ended,
-    /// A reset, and not a byte before it.
-    Reset(io::Error),
-    /// The end or a reset in the middle.
-    Cut,
-    NotHttp(String),
-}
-
-/// The head of an answer.
-struct Head {
-    status: StatusCode,
-    headers: HeaderMap,
-    framing: Framing,
-    keep_alive: bool,
-}
-
-/// How the end of a body is known (RFC 9112, section 6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
-    Length(usize),
-    Chunked,
-    UntilEnd,
-}
-
 /// A connection to the app, and what was read beyond what was asked for.
 #[derive(Debug)]
 struct Connection {
@@ -346,12 +320,6 @@ struct Connection {
     buffer: BytesMut,
     /// Bytes written since the start, on top of what the kernel counted as acknowledged then (the handshake).
     written: u64,
-}
-
-#[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 impl Connection {
@@ -550,158 +518,6 @@ fn poll_some(stream: &mut Stream, buffer: &mut BytesMut, cx: &mut Context<'_>) -
     Poll::Ready(Ok(read.filled().len()))
 }
 
-fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> {
-    let mut slots = [const { MaybeUninit::uninit() }; HEADERS_LIMIT];
-    let mut parsed = httparse::Response::new(&mut []);
-    let status = httparse::ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut parsed, bytes, &mut slots)
-        .map_err(|error| NoHead::NotHttp(error.to_string()))?;
-    let httparse::Status::Complete(length) = status else { return Ok(None) };
-    let not_http = |what: &str| NoHead::NotHttp(what.to_owned());
-    let code =
-        parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| not_http("no status"))?;
-    let fields = &*parsed.headers;
-    let says = |token: &str| {
-        let tokens = named(fields, "connection").flat_map(|value| value.split(|byte| *byte == b','));
-        tokens.map(<[u8]>::trim_ascii).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
-    };
-    let newer = parsed.version == Some(1);
-    let mut keep_alive = if newer { !says("close") } else { says("keep-alive") };
-    let framing = framing(code, fields, &mut keep_alive)?;
-    let mut headers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| not_http("a header's value"))?;
-        // What belongs to this connection ends here.
-        if !wire::is_hop_by_hop(&name) && name != header::CONTENT_LENGTH && !says(field.name) {
-            headers.append(name, value);
-        }
-    }
-    Ok(Some((length, Head { status: code, headers, framing, keep_alive })))
-}
-
-/// The values of a header, in their order.
-fn named<'h>(fields: &'h [httparse::Header<'h>], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
-    fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
-}
-
-fn framing(
-    status: StatusCode,
-    fields: &[httparse::Header<'_>],
-    keep_alive: &mut bool,
-) -> Result<Framing, NoHead> {
-    if status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-        return Ok(Framing::Length(0));
-    }
-    let mut codings = named(fields, "transfer-encoding").peekable();
-    let mut lengths = named(fields, "content-length").peekable();
-    if codings.peek().is_some() {
-        // Both at once is how answers are smuggled; the length is passed over, and the connection not used again.
-        *keep_alive &= lengths.peek().is_none();
-        let only_chunked = codings.all(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        return if only_chunked {
-            Ok(Framing::Chunked)
-        } else {
-            Err(NoHead::NotHttp("a transfer-encoding other than chunked".to_owned()))
-        };
-    }
-    let mut length = None;
-    for part in lengths.flat_map(|value| value.split(|byte| *byte == b',')) {
-        let digits = std::str::from_utf8(part.trim_ascii()).unwrap_or_default();
-        let found =
-            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<usize>().ok()).flatten();
-        match (found, length) {
-            (Some(found), None) => length = Some(found),
-            (Some(found), Some(before)) if found == before => {}
-            _ => return Err(NoHead::NotHttp("content-length is no number, or there are two".to_owned())),
-        }
-    }
-    Ok(length.map_or(Framing::UntilEnd, Framing::Length))
-}
-
-/// Where in a chunked body the reader is (RFC 9112, section 7.1).
-enum Chunks {
-    Size,
-    Data(usize),
-    DataEnd,
-    /// Behind the last chunk, so many trailer fields in.
-    Trailer(usize),
-}
-
-/// Longest line between chunks: a size with its extensions, or a trailer field.
-const CHUNK_LINE: usize = 4096;
-
-impl Chunks {
-    /// Moves what is there to the body; true behind the last chunk.
-    fn take(&mut self, buffer: &mut BytesMut, body: &mut BytesMut) -> Result<bool, String> {
-        loop {
-            match self {
-                Chunks::Data(0) => *self = Chunks::DataEnd,
-                Chunks::Data(left) => {
-                    let count = (*left).min(buffer.len());
-                    if count == 0 {
-                        return Ok(false);
-                    }
-                    body.extend_from_slice(&buffer[..count]);
-                    buffer.advance(count);
-                    *left -= count;
-                }
-                Chunks::Size | Chunks::DataEnd | Chunks::Trailer(_) => {
-                    let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
-                        let long = buffer.len() > CHUNK_LINE;
-                        return if long {
-                            Err("an endless line between chunks".to_owned())
-                        } else {
-                            Ok(false)
-                        };
-                    };
-                    let line = buffer.split_to(end + 1);
-                    let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
-                    match self {
-                        Chunks::DataEnd if line.is_empty() => *self = Chunks::Size,
-                        Chunks::DataEnd => return Err("a chunk longer than its size".to_owned()),
-                        Chunks::Trailer(_) if line.is_empty() => return Ok(true),
-                        Chunks::Trailer(HEADERS_LIMIT) => return Err("endless trailers".to_owned()),
-                        Chunks::Trailer(fields) => *fields += 1,
-                        Chunks::Size | Chunks::Data(_) => {
-                            let digits =
-                                line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-                            let size = std::str::from_utf8(digits).ok().filter(|text| !text.starts_with('+'));
-                            let size = size.and_then(|text| usize::from_str_radix(text, 16).ok());
-                            *self = match size.ok_or("a chunk size that is none")? {
-                                0 => Chunks::Trailer(0),
-                                size => Chunks::Data(size),
-                            };
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Unpacks gzip, as Go's client would, and takes the header away; any other coding is one OpenIM cannot read.
-fn unpack(headers: &mut HeaderMap, body: Bytes, limit: usize) -> Result<(Bytes, Findings), Failure> {
-    let Some(coding) = headers.get(header::CONTENT_ENCODING) else { return Ok((body, Findings::default())) };
-    let coding = coding.as_bytes().trim_ascii().to_ascii_lowercase();
-    match &coding[..] {
-        b"" | b"identity" => Ok((body, Findings::default())),
-        b"gzip" | b"x-gzip" => {
-            let mut unpacked = Vec::new();
-            let mut reader = flate2::read::MultiGzDecoder::new(&body[..]).take(limit as u64 + 1);
-            reader.read_to_end(&mut unpacked).map_err(|_| Failure::Invalid(Invalid::Gzip))?;
-            if unpacked.len() > limit {
-                return Err(Failure::Invalid(Invalid::TooLarge { limit }));
-            }
-            headers.remove(header::CONTENT_ENCODING);
-            Ok((unpacked.into(), [Finding::Compressed].into_iter().collect()))
-        }
-        other => Err(Failure::Invalid(Invalid::Encoding(
-            String::from_utf8_lossy(other).chars().take(32).collect(),
-        ))),
-    }
-}
-
 /// Ties a body that is not small to its share of the bytes held, unpacked size and all.
 fn held(body: Bytes, mut holding: Holding) -> Result<Bytes, Failure> {
     if body.len() <= SMALL_BODY_BYTES {
@@ -709,53 +525,6 @@ fn held(body: Bytes, mut holding: Holding) -> Result<Bytes, Failure> {
     }
     holding.grow_to(body.len()).map_err(|_| Failure::Overloaded(HELD))?;
     Ok(crate::held::tie(body, holding))
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }
 
 #[cfg(test)]

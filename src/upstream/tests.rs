@@ -12,8 +12,12 @@ use std::thread;
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder};
 
+use http::{HeaderMap, HeaderValue, header};
+
+use super::framing::{CHUNK_LINE, HEADERS_LIMIT};
 use super::*;
 use crate::cause::Cause;
+use crate::verdict::{Finding, Findings};
 
 const ALLOW: &str = r#"{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":0}"#;
 const ANSWER_LIMIT: usize = 1 << 20;

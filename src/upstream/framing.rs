@@ -1,0 +1,197 @@
+//! What HTTP/1 asks of a client: the head of an answer, and where its body ends.
+
+use std::io::{self, Read as _};
+use std::mem::MaybeUninit;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::outcome::Failure;
+use crate::verdict::{Finding, Findings, Invalid};
+use crate::wire;
+
+/// Most headers of an answer.
+pub(super) const HEADERS_LIMIT: usize = 128;
+
+/// Why an answer did not begin.
+pub(super) enum NoHead {
+    /// The end of the stream, and not a byte before it.
+    Ended,
+    /// A reset, and not a byte before it.
+    Reset(io::Error),
+    /// The end or a reset in the middle.
+    Cut,
+    NotHttp(String),
+}
+
+/// The head of an answer.
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+}
+
+/// How the end of a body is known (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Length(usize),
+    Chunked,
+    UntilEnd,
+}
+
+pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> {
+    let mut slots = [const { MaybeUninit::uninit() }; HEADERS_LIMIT];
+    let mut parsed = httparse::Response::new(&mut []);
+    let status = httparse::ParserConfig::default()
+        .parse_response_with_uninit_headers(&mut parsed, bytes, &mut slots)
+        .map_err(|error| NoHead::NotHttp(error.to_string()))?;
+    let httparse::Status::Complete(length) = status else { return Ok(None) };
+    let not_http = |what: &str| NoHead::NotHttp(what.to_owned());
+    let code =
+        parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| not_http("no status"))?;
+    let fields = &*parsed.headers;
+    let says = |token: &str| {
+        let tokens = named(fields, "connection").flat_map(|value| value.split(|byte| *byte == b','));
+        tokens.map(<[u8]>::trim_ascii).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
+    };
+    let newer = parsed.version == Some(1);
+    let mut keep_alive = if newer { !says("close") } else { says("keep-alive") };
+    let framing = framing(code, fields, &mut keep_alive)?;
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| not_http("a header's value"))?;
+        // What belongs to this connection ends here.
+        if !wire::is_hop_by_hop(&name) && name != header::CONTENT_LENGTH && !says(field.name) {
+            headers.append(name, value);
+        }
+    }
+    Ok(Some((length, Head { status: code, headers, framing, keep_alive })))
+}
+
+/// The values of a header, in their order.
+fn named<'h>(fields: &'h [httparse::Header<'h>], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+    fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+}
+
+fn framing(
+    status: StatusCode,
+    fields: &[httparse::Header<'_>],
+    keep_alive: &mut bool,
+) -> Result<Framing, NoHead> {
+    if status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Ok(Framing::Length(0));
+    }
+    let mut codings = named(fields, "transfer-encoding").peekable();
+    let mut lengths = named(fields, "content-length").peekable();
+    if codings.peek().is_some() {
+        // Both at once is how answers are smuggled; the length is passed over, and the connection not used again.
+        *keep_alive &= lengths.peek().is_none();
+        let only_chunked = codings.all(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
+        return if only_chunked {
+            Ok(Framing::Chunked)
+        } else {
+            Err(NoHead::NotHttp("a transfer-encoding other than chunked".to_owned()))
+        };
+    }
+    let mut length = None;
+    for part in lengths.flat_map(|value| value.split(|byte| *byte == b',')) {
+        let digits = std::str::from_utf8(part.trim_ascii()).unwrap_or_default();
+        let found =
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<usize>().ok()).flatten();
+        match (found, length) {
+            (Some(found), None) => length = Some(found),
+            (Some(found), Some(before)) if found == before => {}
+            _ => return Err(NoHead::NotHttp("content-length is no number, or there are two".to_owned())),
+        }
+    }
+    Ok(length.map_or(Framing::UntilEnd, Framing::Length))
+}
+
+/// Where in a chunked body the reader is (RFC 9112, section 7.1).
+pub(super) enum Chunks {
+    Size,
+    Data(usize),
+    DataEnd,
+    /// Behind the last chunk, so many trailer fields in.
+    Trailer(usize),
+}
+
+/// Longest line between chunks: a size with its extensions, or a trailer field.
+pub(super) const CHUNK_LINE: usize = 4096;
+
+impl Chunks {
+    /// Moves what is there to the body; true behind the last chunk.
+    pub(super) fn take(&mut self, buffer: &mut BytesMut, body: &mut BytesMut) -> Result<bool, String> {
+        loop {
+            match self {
+                Chunks::Data(0) => *self = Chunks::DataEnd,
+                Chunks::Data(left) => {
+                    let count = (*left).min(buffer.len());
+                    if count == 0 {
+                        return Ok(false);
+                    }
+                    body.extend_from_slice(&buffer[..count]);
+                    buffer.advance(count);
+                    *left -= count;
+                }
+                Chunks::Size | Chunks::DataEnd | Chunks::Trailer(_) => {
+                    let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
+                        let long = buffer.len() > CHUNK_LINE;
+                        return if long {
+                            Err("an endless line between chunks".to_owned())
+                        } else {
+                            Ok(false)
+                        };
+                    };
+                    let line = buffer.split_to(end + 1);
+                    let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
+                    match self {
+                        Chunks::DataEnd if line.is_empty() => *self = Chunks::Size,
+                        Chunks::DataEnd => return Err("a chunk longer than its size".to_owned()),
+                        Chunks::Trailer(_) if line.is_empty() => return Ok(true),
+                        Chunks::Trailer(HEADERS_LIMIT) => return Err("endless trailers".to_owned()),
+                        Chunks::Trailer(fields) => *fields += 1,
+                        Chunks::Size | Chunks::Data(_) => {
+                            let digits =
+                                line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+                            let size = std::str::from_utf8(digits).ok().filter(|text| !text.starts_with('+'));
+                            let size = size.and_then(|text| usize::from_str_radix(text, 16).ok());
+                            *self = match size.ok_or("a chunk size that is none")? {
+                                0 => Chunks::Trailer(0),
+                                size => Chunks::Data(size),
+                            };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks gzip, as Go's client would, and takes the header away; any other coding is one OpenIM cannot read.
+pub(super) fn unpack(
+    headers: &mut HeaderMap,
+    body: Bytes,
+    limit: usize,
+) -> Result<(Bytes, Findings), Failure> {
+    let Some(coding) = headers.get(header::CONTENT_ENCODING) else { return Ok((body, Findings::default())) };
+    let coding = coding.as_bytes().trim_ascii().to_ascii_lowercase();
+    match &coding[..] {
+        b"" | b"identity" => Ok((body, Findings::default())),
+        b"gzip" | b"x-gzip" => {
+            let mut unpacked = Vec::new();
+            let mut reader = flate2::read::MultiGzDecoder::new(&body[..]).take(limit as u64 + 1);
+            reader.read_to_end(&mut unpacked).map_err(|_| Failure::Invalid(Invalid::Gzip))?;
+            if unpacked.len() > limit {
+                return Err(Failure::Invalid(Invalid::TooLarge { limit }));
+            }
+            headers.remove(header::CONTENT_ENCODING);
+            Ok((unpacked.into(), [Finding::Compressed].into_iter().collect()))
+        }
+        other => Err(Failure::Invalid(Invalid::Encoding(
+            String::from_utf8_lossy(other).chars().take(32).collect(),
+        ))),
+    }
+}
