@@ -6,7 +6,6 @@
 //! hour. And it keeps one HTTP/2 connection for ever, so that a new pod would never be called: every connection is
 //! ended, gracefully, at a certain age.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -14,7 +13,6 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,10 +24,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
@@ -37,7 +35,9 @@ use tracing::{debug, warn};
 use crate::drain::{Stage, Watch};
 use crate::metrics::Metrics;
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
-use crate::wire;
+use stream::{Activity, Caller, Watched};
+
+mod stream;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -50,9 +50,6 @@ const WARN_AGAIN: Duration = Duration::from_secs(10);
 
 /// Streams a caller may open at once on one HTTP/2 connection: more than `--max-in-flight` lets through.
 const STREAMS: u32 = 1024;
-
-/// The client's half of the HTTP/2 preface (RFC 9113, section 3.4).
-const H2_PREFACE_BYTES: usize = 24;
 
 /// How long a connection that was told to end may go on: the longest OpenIM waits, and a little more.
 const LAST_ANSWERS: Duration = Duration::from_secs(20);
@@ -477,164 +474,6 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
         drop(tokio::task::spawn_local(async move {
             future.await;
         }));
-    }
-}
-
-/// What a connection is doing, seen by its stream, its service and whoever drives it.
-struct Activity {
-    h2: bool,
-    /// Requests being answered.
-    active: Cell<usize>,
-    /// When the last answer ended, or the connection began.
-    quiet_since: Cell<Instant>,
-    /// Bytes read since the last request began or ended: a head under way.
-    unread_head: Cell<usize>,
-    /// Whether the end was announced, or is with the next answer.
-    ending: Cell<bool>,
-    /// Whether a request ever came.
-    served: Cell<bool>,
-}
-
-impl Activity {
-    fn new(h2: bool) -> Activity {
-        Activity {
-            h2,
-            active: Cell::new(0),
-            quiet_since: Cell::new(Instant::now()),
-            unread_head: Cell::new(0),
-            ending: Cell::new(false),
-            served: Cell::new(false),
-        }
-    }
-
-    fn begin(self: &Rc<Self>) -> Active {
-        self.active.set(self.active.get() + 1);
-        self.unread_head.set(0);
-        self.served.set(true);
-        Active(Rc::clone(self))
-    }
-
-    /// Whether the caller owes us the rest of something: over HTTP/1 a head that has begun, over HTTP/2 the preface. (A
-    /// later frame that stalls there costs the caller its connection, whose age is bounded.)
-    fn owes(&self) -> bool {
-        let unread = self.unread_head.get();
-        if self.h2 {
-            !self.served.get() && unread < H2_PREFACE_BYTES
-        } else {
-            self.active.get() == 0 && unread > 0
-        }
-    }
-}
-
-/// A request being answered, until it is dropped.
-struct Active(Rc<Activity>);
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-        self.0.quiet_since.set(Instant::now());
-        self.0.unread_head.set(0);
-    }
-}
-
-/// A caller's socket. TLS hands it one record at a time, as a vector of one.
-struct Caller(TcpStream);
-
-impl AsyncRead for Caller {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Caller {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        wire::poll_write_slices(&mut self.get_mut().0, cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-}
-
-/// A caller's stream that ends when a head takes too long. The time runs from its first byte, so that an idle
-/// connection is left alone.
-struct Watched {
-    stream: TlsStream<Caller>,
-    activity: Rc<Activity>,
-    limit: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        let activity = &this.activity;
-        if read.is_ready() {
-            activity.unread_head.set(activity.unread_head.get() + buffer.filled().len() - before);
-            return read;
-        }
-        if !activity.owes() {
-            this.timer = None;
-            return Poll::Pending;
-        }
-        let limit = this.limit;
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until((Instant::now() + limit).into())));
-        timer
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the head took too long")))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 
