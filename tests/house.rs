@@ -68,15 +68,52 @@ fn module_of(file: &str) -> &str {
     name.trim_end_matches(".rs")
 }
 
-/// The modules of this crate that a text names.
+/// The modules of this crate that a text names, also those in the braces of `use crate::{held::Held, wire}`.
 fn named(text: &str) -> Vec<&str> {
-    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    code.flat_map(|line| line.split("crate::").skip(1))
-        .map(|rest| {
-            rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap_or("")
-        })
-        .filter(|name| !name.is_empty())
-        .collect()
+    let mut names = Vec::new();
+    let code = text.match_indices("crate::").filter(|(at, _)| {
+        let line = text[..*at].rsplit('\n').next().unwrap_or_default();
+        !line.trim_start().starts_with("//")
+    });
+    for (at, path) in code {
+        let rest = &text[at + path.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            names.push(first_word(rest));
+            continue;
+        };
+        let mut depth = 1;
+        let mut begins = 0;
+        for (at, letter) in group.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => {
+                    names.push(first_word(&group[begins..at]));
+                    begins = at + 1;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                names.push(first_word(&group[begins..at]));
+                break;
+            }
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+fn first_word(text: &str) -> &str {
+    let text = text.trim_start();
+    text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap_or_default()
+}
+
+#[test]
+fn modules_in_braces_are_seen_too() {
+    assert_eq!(named("use crate::held;\nlet x = crate::wire::y(crate::log::z);"), ["held", "wire", "log"]);
+    let group = "pub(super) use crate::{\n    held::{Held, Holding}, wire,\n    log::{self, Line},\n};\nuse x::{tls};";
+    assert_eq!(named(group), ["held", "wire", "log"]);
+    assert_eq!(named("    // crate::held\n//! crate::{wire, log}\nuse crate::{tls};"), ["tls"]);
 }
 
 #[test]
@@ -93,6 +130,13 @@ fn floors_point_down() {
         if file.ends_with("tests.rs") {
             continue;
         }
+        // In a file that stands in src itself `super` is the root of the crate, and would go unseen.
+        let hidden = |line: &&str| line.trim_start_matches("pub ").starts_with("use super::");
+        if file.matches('/').count() == 1
+            && let Some(line) = product(&text).lines().find(hidden)
+        {
+            wrong.push(format!("{file}: {line}: say crate::"));
+        }
         for name in named(product(&text)) {
             let Some((other_place, other_floor)) = place.get(name).copied() else { continue };
             // The domain is one piece. Above it a module uses only what stands above it in the list.
@@ -104,6 +148,59 @@ fn floors_point_down() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
+/// another step towards a knot, and has a reason.
+const EDGES: [(&str, &str, &str); 13] = [
+    ("wire", "held", "a body is read under its share of the bytes held"),
+    ("tls", "files", "certificates are watched files"),
+    ("basic_auth", "files", "credentials are a watched file"),
+    ("upstream", "held", "an answer is read under its share of the bytes held"),
+    ("upstream", "wire", "both sides write slices and drop headers of one hop in the same way"),
+    ("settle", "upstream", "an outcome is what it settles"),
+    ("metrics", "in_force", "the policy in force is a gauge"),
+    ("memory", "metrics", "resident memory is a gauge"),
+    ("source", "files", "a policy may be a watched file"),
+    ("source", "tls", "the API server is asked with the same cryptography"),
+    ("source", "in_force", "what a source holds is put in force"),
+    ("source", "metrics", "reloads, refusals and the watch are counted"),
+    ("source", "status", "what was refused stands on the status page"),
+];
+
+#[test]
+fn edges_use_one_another_only_where_it_is_listed() {
+    let edges: Vec<_> = floors().into_iter().filter(|(_, floor)| *floor == 1).map(|(name, _)| name).collect();
+    let is_edge = |name: &str| edges.iter().any(|edge| edge == name);
+    let mut unused: Vec<_> = EDGES.iter().map(|(user, used, _)| (*user, *used)).collect();
+    let mut wrong = Vec::new();
+    for (file, text) in files("src", &[".rs"]) {
+        let user = module_of(&file);
+        if !is_edge(user) || file.ends_with("tests.rs") {
+            continue;
+        }
+        for used in named(product(&text)).into_iter().filter(|used| is_edge(used) && *used != user) {
+            unused.retain(|pair| *pair != (user, used));
+            if !EDGES.iter().any(|(listed, whom, _)| (*listed, *whom) == (user, used)) {
+                wrong.push(format!("{file} uses crate::{used}: not in EDGES"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(unused.is_empty(), "in EDGES, and no longer so: {unused:?}");
+}
+
+/// Largest file of src: what is read in one sitting. Tests are long lists, and exempt.
+const FILE_LIMIT_BYTES: usize = 24 * 1024;
+
+#[test]
+fn files_are_read_in_one_sitting() {
+    let sources = files("src", &[".rs"]).into_iter().filter(|(file, _)| !file.ends_with("/tests.rs"));
+    let large: Vec<_> = sources
+        .filter(|(_, text)| text.len() > FILE_LIMIT_BYTES)
+        .map(|(file, text)| format!("{file}: {} bytes, at most {FILE_LIMIT_BYTES} are allowed", text.len()))
+        .collect();
+    assert!(large.is_empty(), "{large:#?}");
 }
 
 #[test]
