@@ -313,18 +313,31 @@ async fn the_admin_port_says_what_there_is_and_how_it_is_asked() {
     assert_eq!(Caller::h1(&guard).await.send(&Call::new(COMMAND)).await.header("connection"), "", "no drain");
 }
 
-/// An address of this machine that is not loopback, where it has one.
+/// An address of this machine that is not loopback, where it has one: the kernel's own list, which needs no route.
 fn outer_address() -> Option<std::net::IpAddr> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent: the system only looks which address it would send from.
-    socket.connect("192.0.2.1:9").ok()?;
-    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+    let table = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let mut leaf: Option<std::net::Ipv4Addr> = None;
+    for line in table.lines() {
+        if let Some(address) = line.trim_start().strip_prefix("|-- ") {
+            leaf = address.parse().ok();
+        } else if line.trim() == "/32 host LOCAL"
+            && let Some(address) = leaf.filter(|address| !address.is_loopback())
+        {
+            return Some(address.into());
+        }
+    }
+    None
 }
 
 #[tokio::test]
 async fn pages_with_more_than_numbers_are_for_loopback_alone() {
     let Some(address) = outer_address() else {
-        eprintln!("skipped: this machine has no address beside loopback");
+        let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+        assert!(
+            !ci,
+            "this machine has no IPv4 address beside loopback: who else may read pages is not tested"
+        );
+        eprintln!("skipped: this machine has no IPv4 address beside loopback");
         return;
     };
     let guard = Guard::with("").flag("--admin-listen", format!("{address}:0")).start();
