@@ -22,9 +22,7 @@ pub const PROBLEM: u8 = 1;
 pub const USAGE: u8 = 2;
 
 /// Runs the program with these arguments, the program's name first, and gives its exit code.
-pub fn run(arguments: Vec<OsString>) -> u8 {
-    // Behind the program's name; where it is none, the first problem says so.
-    let subcommand = arguments.get(1).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+pub fn run(arguments: &[OsString]) -> u8 {
     match args::parse(arguments) {
         Ok(Command::Proxy(config)) => proxy::run(*config),
         Ok(Command::Drain(config)) => drain::run(&config),
@@ -41,9 +39,10 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
             check::run(&files, format, &mut stdin, &mut out, &mut err, SystemTime::now())
         }
         Err(args::Stop::Shown { code }) => code,
-        Err(args::Stop::Problems(problems)) => {
+        Err(args::Stop::Problems { problems, subcommand }) => {
             complain(&problems);
-            eprintln!("\nFor the flags and their defaults: callback-guard {subcommand} --help");
+            let whose = subcommand.map(|name| name + " ").unwrap_or_default();
+            eprintln!("\nFor the flags and their defaults: callback-guard {whose}--help");
             USAGE
         }
     }

@@ -7,28 +7,29 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::check;
+use super::explain;
 use super::inject::{Manifests, Task};
 use super::simulate::Simulate;
-use problems::{Problems, socket};
+use lexer::Lexed;
+use problems::{Problems, path, socket};
 use proxy::ProxyArgs;
 use simulate::SimulateArgs;
 
 pub use proxy::{ADMIN_PORT, LISTEN_PORT, Proxy, TlsSource, any};
 
 mod inject;
-mod mistakes;
+mod lexer;
 mod problems;
 mod proxy;
 mod simulate;
 
 /// Answers OpenIM's callbacks before a deadline, whatever the business app does.
 ///
-/// Every flag is also an environment variable: --drain-delay is CALLBACK_GUARD_DRAIN_DELAY. The flag wins. Durations
-/// are written as 300ms, 2s or 1m30s, sizes as 64KiB or 8MiB.
+/// Every flag is also an environment variable: --drain-delay is CALLBACK_GUARD_DRAIN_DELAY. The flag wins, and a list
+/// is written with commas. Durations are written as 300ms, 2s or 1m30s, sizes as 64KiB or 8MiB.
 #[derive(Debug, Parser)]
 #[command(name = "callback-guard", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Args {
@@ -69,7 +70,7 @@ struct DrainArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_ADMIN_LISTEN",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "ADDR:PORT",
         default_value = "[::]:9090"
     )]
@@ -85,7 +86,7 @@ struct CheckArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_FORMAT",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "FORMAT",
         default_value = "text"
     )]
@@ -95,19 +96,25 @@ struct CheckArgs {
 #[derive(Debug, clap::Args)]
 struct ExplainArgs {
     /// File with the policy [default: the built-in policy]
-    #[arg(long, env = "CALLBACK_GUARD_POLICY", hide_env = true, value_name = "FILE")]
-    policy: Option<PathBuf>,
+    #[arg(long, env = "CALLBACK_GUARD_POLICY", hide_env_values = true, value_name = "FILE")]
+    policy: Option<String>,
     /// File with the override
-    #[arg(long = "override", env = "CALLBACK_GUARD_OVERRIDE", hide_env = true, value_name = "FILE")]
-    over: Option<PathBuf>,
+    #[arg(long = "override", env = "CALLBACK_GUARD_OVERRIDE", hide_env_values = true, value_name = "FILE")]
+    over: Option<String>,
     /// File with the body of a callback; `-` is standard input
-    #[arg(long, env = "CALLBACK_GUARD_CALLBACK", hide_env = true, value_name = "FILE")]
-    callback: PathBuf,
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_CALLBACK",
+        hide_env_values = true,
+        value_name = "FILE",
+        required = true
+    )]
+    callback: Option<String>,
     /// text, or json for programs
     #[arg(
         long,
         env = "CALLBACK_GUARD_FORMAT",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "FORMAT",
         default_value = "text"
     )]
@@ -117,8 +124,32 @@ struct ExplainArgs {
 #[derive(Debug, clap::Args)]
 struct DemoArgs {
     /// Keep everything running at the end, and say how to try it by hand
-    #[arg(long, env = "CALLBACK_GUARD_STAY", hide_env = true)]
-    stay: bool,
+    #[arg(long, env = "CALLBACK_GUARD_STAY", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
+          default_value = "false", default_missing_value = "true", hide_default_value = true,
+          require_equals = true)]
+    stay: String,
+}
+
+impl CheckArgs {
+    fn read(self, problems: &mut Problems) -> Option<Command> {
+        let files = problems.required_list("FILE", self.files);
+        let format = problems.format(&self.format);
+        Some(Command::Check { files: files?, format: format? })
+    }
+}
+
+impl ExplainArgs {
+    fn read(self, problems: &mut Problems) -> Option<Explain> {
+        let given = |text: Option<String>| text.as_deref().and_then(path);
+        let (policy, over) = (given(self.policy), given(self.over));
+        let callback = problems.required("--callback", self.callback).map(PathBuf::from);
+        let format = problems.format(&self.format);
+        if !problems.found.is_empty() {
+            let found = explain::file_problems(policy.as_deref(), over.as_deref(), callback.as_deref());
+            problems.found.extend(found);
+        }
+        Some(Explain { policy, over, callback: callback?, format: format? })
+    }
 }
 
 /// A command line without mistakes.
@@ -180,61 +211,88 @@ pub enum Stop {
         /// The exit code.
         code: u8,
     },
-    /// Every mistake, each beginning with its flag.
-    Problems(Vec<String>),
+    /// The command line is wrong.
+    Problems {
+        /// Every mistake, each beginning with its flag.
+        problems: Vec<String>,
+        /// Of which subcommand, where that is known.
+        subcommand: Option<String>,
+    },
 }
 
 /// Reads a command line, the program's name first.
-pub fn parse(mut arguments: Vec<OsString>) -> Result<Command, Stop> {
+///
+/// # Errors
+///
+/// [`Stop`]: every mistake, those in the files that `proxy`, `explain` and `simulate` are told included; or help.
+pub fn parse(words: &[OsString]) -> Result<Command, Stop> {
     let mut problems = Problems::default();
-    let args = loop {
-        match Args::try_parse_from(&arguments) {
-            Ok(args) => break args,
-            Err(error) if mistakes::mend(&error, &mut arguments, &mut problems) => {}
-            Err(error) => return Err(shown(&error, problems)),
-        }
+    let mut root = Args::command();
+    root.build();
+    let (subcommand, line) = match lexer::lex(&root, words, &mut problems) {
+        Lexed::Help(words) => return Err(shown(Args::command(), words)),
+        Lexed::Line(subcommand, line) => (subcommand, line),
+        Lexed::NoSubcommand => return Err(Stop::Problems { problems: problems.found, subcommand: None }),
     };
-    let command = match args.subcommand {
-        Typed::Proxy(typed) => {
-            let proxy = typed.read(&mut problems);
-            if !problems.found.is_empty() {
-                typed.read_files(&mut problems);
-            }
-            proxy.map(|proxy| Command::Proxy(Box::new(proxy)))
+    // What is required is so in the usage. That it is missing is one problem among the others, and told where it is read.
+    let lenient = Args::command().mut_subcommands(|command| command.mut_args(|arg| arg.required(false)));
+    let args = lenient.try_get_matches_from(line).and_then(|matches| Args::from_arg_matches(&matches));
+    let command = match args {
+        Ok(args) => args.subcommand.read(&mut problems),
+        Err(error) => {
+            // The lexer has let something through: better told in clap's words than not at all.
+            let text = error.to_string();
+            problems.add("command line", text.lines().next().unwrap_or_default());
+            None
         }
-        Typed::Drain(typed) => problems
-            .read("--admin-listen", &typed.admin_listen, socket)
-            .map(|admin| Command::Drain(Drain { admin: on_loopback(admin) })),
-        Typed::Check(typed) => {
-            problems.format(&typed.format).map(|format| Command::Check { files: typed.files, format })
-        }
-        Typed::Explain(ExplainArgs { policy, over, callback, format }) => problems
-            .format(&format)
-            .map(|format| Command::Explain(Explain { policy, over, callback, format })),
-        Typed::Simulate(typed) => {
-            typed.read(&mut problems).map(|simulate| Command::Simulate(Box::new(simulate)))
-        }
-        Typed::Inject(typed) => typed.read(&mut problems).map(Command::Inject),
-        Typed::Uninject(typed) => {
-            Some(Command::Inject(Manifests { files: typed.files, task: Task::Uninject }))
-        }
-        Typed::Demo(typed) => Some(Command::Demo(Demo { stay: typed.stay })),
     };
     match command {
         Some(command) if problems.found.is_empty() => Ok(command),
-        Some(_) | None => Err(Stop::Problems(problems.found)),
+        Some(_) | None => Err(Stop::Problems { problems: problems.found, subcommand: Some(subcommand) }),
     }
 }
 
-/// What clap itself has to say: help, the version, a missing subcommand or file.
-fn shown(error: &clap::Error, problems: Problems) -> Stop {
-    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
-        return Stop::Shown { code: u8::from(error.use_stderr()) * super::USAGE };
+impl Typed {
+    fn read(self, problems: &mut Problems) -> Option<Command> {
+        match self {
+            Typed::Proxy(typed) => {
+                let proxy = typed.read(problems);
+                if !problems.found.is_empty() {
+                    typed.read_files(problems);
+                }
+                proxy.map(|proxy| Command::Proxy(Box::new(proxy)))
+            }
+            Typed::Drain(typed) => {
+                let admin = problems.read("--admin-listen", &typed.admin_listen, socket)?;
+                Some(Command::Drain(Drain { admin: on_loopback(admin) }))
+            }
+            Typed::Check(typed) => typed.read(problems),
+            Typed::Explain(typed) => typed.read(problems).map(Command::Explain),
+            Typed::Simulate(typed) => {
+                typed.read(problems).map(|simulate| Command::Simulate(Box::new(simulate)))
+            }
+            Typed::Inject(typed) => typed.read(problems).map(Command::Inject),
+            Typed::Uninject(typed) => {
+                let files = problems.required_list("--filename", typed.files)?;
+                Some(Command::Inject(Manifests { files, task: Task::Uninject }))
+            }
+            Typed::Demo(typed) => {
+                problems.switch("--stay", &typed.stay).map(|stay| Command::Demo(Demo { stay }))
+            }
+        }
     }
-    super::complain(&problems.found);
-    let _ = error.print();
-    Stop::Shown { code: super::USAGE }
+}
+
+/// Shows what clap itself has to say: help, the version, or the usage where nothing was asked.
+fn shown(command: clap::Command, words: Vec<OsString>) -> Stop {
+    let code = match command.try_get_matches_from(words) {
+        Ok(_) => 0,
+        Err(error) => {
+            let _ = error.print();
+            u8::from(error.use_stderr()) * super::USAGE
+        }
+    };
+    Stop::Shown { code }
 }
 
 /// Where a listener on any address is reached from inside the pod.

@@ -49,16 +49,8 @@ fn explained(config: &Explain, stdin: &mut dyn Read, now: SystemTime) -> Result<
     let mut note = |flag: &str, problem: String| {
         problems.extend(problem.lines().map(|line| format!("{flag}: {line}")));
     };
-    let policy = match &config.policy {
-        Some(path) => read(path, stdin).and_then(|text| compile(&text)).map(|(policy, _)| policy),
-        None => Ok(Policy::builtin()),
-    };
-    let policy = policy.map_err(|problem| note("--policy", problem)).ok();
-    let over = match &config.over {
-        Some(path) => read(path, stdin).and_then(|text| compile_override(&text)).map(|(over, _)| over),
-        None => Ok(None),
-    };
-    let over = over.map_err(|problem| note("--override", problem)).ok();
+    let policy = policy_of(config.policy.as_deref(), stdin).map_err(|problem| note("--policy", problem)).ok();
+    let over = override_of(config.over.as_deref(), stdin).map_err(|problem| note("--override", problem)).ok();
     let body = read(&config.callback, stdin).map_err(|problem| note("--callback", problem)).ok();
     let (Some(policy), Some(over), Some(body)) = (policy, over, body) else { return Err(problems) };
     let raw = request(&body).map_err(|problem| vec![format!("--callback: {problem}")])?;
@@ -66,6 +58,34 @@ fn explained(config: &Explain, stdin: &mut dyn Read, now: SystemTime) -> Result<
         Ok(callback) => accepted(&policy, over.as_ref(), &callback, now),
         Err((_, rejection)) => rejected(&policy, &rejection),
     })
+}
+
+fn policy_of(path: Option<&Path>, stdin: &mut dyn Read) -> Result<Policy, String> {
+    let Some(path) = path else { return Ok(Policy::builtin()) };
+    read(path, stdin).and_then(|text| compile(&text)).map(|(policy, _)| policy)
+}
+
+fn override_of(path: Option<&Path>, stdin: &mut dyn Read) -> Result<Option<Override>, String> {
+    let Some(path) = path else { return Ok(None) };
+    read(path, stdin).and_then(|text| compile_override(&text)).map(|(over, _)| over)
+}
+
+/// What is wrong with the files of a command line that is wrong itself, so that nothing will be explained; each line
+/// begins with its flag. Standard input is left alone.
+pub(super) fn file_problems(
+    policy: Option<&Path>,
+    over: Option<&Path>,
+    callback: Option<&Path>,
+) -> Vec<String> {
+    let file = |path: Option<&'_ Path>| path.filter(|path| *path != Path::new("-")).map(Path::to_owned);
+    let stdin = &mut std::io::empty();
+    let found = [
+        ("--policy", policy_of(file(policy).as_deref(), stdin).err()),
+        ("--override", override_of(file(over).as_deref(), stdin).err()),
+        ("--callback", file(callback).and_then(|path| read(&path, stdin).err())),
+    ];
+    let lines = found.iter().filter_map(|(flag, problem)| problem.as_deref().map(|problem| (flag, problem)));
+    lines.flat_map(|(flag, problem)| problem.lines().map(move |line| format!("{flag}: {line}"))).collect()
 }
 
 fn read(path: &Path, stdin: &mut dyn Read) -> Result<String, String> {

@@ -105,15 +105,28 @@ pub fn run(config: &Simulate, stdin: &mut dyn Read, out: &mut dyn Write) -> u8 {
 /// The callbacks to send; the error begins with the flag that is wrong.
 fn samples(config: &Simulate, stdin: &mut dyn Read) -> Result<Vec<Sample>, String> {
     if let Some(path) = &config.body {
-        let wrong = |why: String| format!("--body: {}: {why}", path.display());
-        let body = read(path, stdin).map_err(|error| wrong(error.to_string()))?;
-        return Ok(vec![Sample::own(body).map_err(wrong)?]);
+        return Ok(vec![own(path, stdin)?]);
     }
     if config.commands.is_empty() {
         return Ok(Sample::before());
     }
     // The command line was checked against the same table.
     Ok(config.commands.iter().filter_map(|name| Sample::of(name)).collect())
+}
+
+/// What is wrong with the files of a command line that is wrong itself, so that nothing will be sent; each begins with
+/// its flag. Standard input is left alone.
+pub(super) fn file_problems(body: Option<&Path>, trust: Option<&Trust>) -> Vec<String> {
+    let body = body.filter(|path| *path != Path::new("-")).map(|path| own(path, &mut io::empty()));
+    let given = trust.filter(|trust| matches!(trust, Trust::File(_))).map(trust::connector);
+    body.and_then(Result::err).into_iter().chain(given.and_then(Result::err)).collect()
+}
+
+/// A callback of one's own.
+fn own(path: &Path, stdin: &mut dyn Read) -> Result<Sample, String> {
+    let wrong = |why: String| format!("--body: {}: {why}", path.display());
+    let body = read(path, stdin).map_err(|error| wrong(error.to_string()))?;
+    Sample::own(body).map_err(wrong)
 }
 
 fn read(path: &Path, stdin: &mut dyn Read) -> io::Result<String> {

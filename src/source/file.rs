@@ -55,7 +55,7 @@ pub async fn follow_override(path: PathBuf, seen: Fingerprint, publisher: Publis
 /// # Errors
 ///
 /// Why the file cannot be read, or every problem of what is in it, a line each.
-pub(super) fn policy(path: &Path) -> Result<(Policy, Warnings), String> {
+pub fn policy(path: &Path) -> Result<(Policy, Warnings), String> {
     let bytes = read_bounded(path, FILE_LIMIT_BYTES).map_err(|error| error.to_string())?;
     compile(&text(path, bytes)?)
 }

@@ -77,7 +77,7 @@ fn the_version_is_that_of_the_package() {
 #[test]
 fn without_a_subcommand_the_usage_is_shown_as_an_error() {
     Folder::new().run("").code(2).out("").err_has("Usage: callback-guard <COMMAND>").err_has("proxy");
-    Folder::new().run("prxy").code(2).out("").err_has("prxy");
+    Folder::new().run("prxy").code(2).out("").err_has("prxy: there is no such subcommand");
 }
 
 const BEGIN: &str = "<!-- proxy --help -->\n";

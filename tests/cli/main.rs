@@ -19,5 +19,7 @@ mod explain;
 mod help;
 mod inject;
 mod mistakes;
+mod readme;
 mod simulate;
 mod start;
+mod variables;

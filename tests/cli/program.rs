@@ -1,5 +1,6 @@
 //! Runs the binary where nothing else is, and keeps everything it said.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -69,7 +70,12 @@ pub(crate) struct Program<'f> {
 }
 
 impl Program<'_> {
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }

@@ -11,17 +11,26 @@ const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
 /// `inject` as typed.
 #[derive(Debug, clap::Args)]
 pub(super) struct InjectArgs {
-    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated
-    #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
+    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated, or hold
+    /// several with commas
+    #[arg(
+        short = 'f',
+        long = "filename",
+        env = "CALLBACK_GUARD_FILENAME",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_delimiter = ',',
+        required = true
+    )]
     files: Vec<String>,
     /// The sidecar's image
-    #[arg(long, env = "CALLBACK_GUARD_IMAGE", hide_env = true, value_name = "IMAGE", default_value = IMAGE)]
+    #[arg(long, env = "CALLBACK_GUARD_IMAGE", hide_env_values = true, value_name = "IMAGE", default_value = IMAGE)]
     image: String,
     /// The ConfigMap with the policy, in each pod's namespace; it need not be there
     #[arg(
         long,
         env = "CALLBACK_GUARD_POLICY_CONFIGMAP",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "NAME",
         default_value = "callback-guard-policy"
     )]
@@ -30,7 +39,7 @@ pub(super) struct InjectArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_TLS_SECRET",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "NAME",
         default_value = "callback-guard-tls"
     )]
@@ -40,13 +49,23 @@ pub(super) struct InjectArgs {
 /// `uninject` as typed.
 #[derive(Debug, clap::Args)]
 pub(super) struct UninjectArgs {
-    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated
-    #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
+    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated, or hold
+    /// several with commas
+    #[arg(
+        short = 'f',
+        long = "filename",
+        env = "CALLBACK_GUARD_FILENAME",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_delimiter = ',',
+        required = true
+    )]
     pub(super) files: Vec<String>,
 }
 
 impl InjectArgs {
     pub(super) fn read(self, problems: &mut Problems) -> Option<Manifests> {
+        let files = problems.required_list("--filename", self.files);
         let mut checked = |flag: &str, text: String, kind: Kind| {
             problems.read(flag, &text, |text| kind.check(text)).map(|()| text)
         };
@@ -60,6 +79,6 @@ impl InjectArgs {
             own_namespace: None,
             namespaces: None,
         };
-        Some(Manifests { files: self.files, task: Task::Inject(spec) })
+        Some(Manifests { files: files?, task: Task::Inject(spec) })
     }
 }

@@ -11,11 +11,39 @@ use crate::policy::duration;
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     pub(super) found: Vec<String>,
+    /// Flags whose values could not be had: what would be said of them beyond that is no mistake of anybody.
+    unread: Vec<String>,
 }
 
 impl Problems {
     pub(super) fn add(&mut self, flag: &str, problem: impl std::fmt::Display) {
-        self.found.push(format!("{flag}: {problem}"));
+        if !self.unread.iter().any(|unread| unread == flag) {
+            self.found.push(format!("{flag}: {problem}"));
+        }
+    }
+
+    /// Notes that a flag has no value that could be read.
+    pub(super) fn add_unread(&mut self, flag: &str, problem: impl std::fmt::Display) {
+        self.add(flag, problem);
+        self.unread.push(flag.to_owned());
+    }
+
+    /// A value that must be given.
+    pub(super) fn required(&mut self, flag: &str, text: Option<String>) -> Option<String> {
+        let given = text.filter(|text| !text.is_empty());
+        if given.is_none() {
+            self.add(flag, "is missing");
+        }
+        given
+    }
+
+    /// Values of which there must be one; a variable that is set to nothing is none.
+    pub(super) fn required_list(&mut self, flag: &str, mut texts: Vec<String>) -> Option<Vec<String>> {
+        texts.retain(|text| !text.is_empty());
+        if texts.is_empty() {
+            self.add(flag, "is missing");
+        }
+        Some(texts).filter(|texts| !texts.is_empty())
     }
 
     /// Reads a value; a mistake is noted under its flag.

@@ -11,7 +11,7 @@ use crate::basic_auth;
 use crate::callback::target::UpstreamForm;
 use crate::cli::proxy::load_client_ca;
 use crate::log::Format;
-use crate::source::config_map;
+use crate::source::{config_map, file};
 use crate::tls;
 use crate::upstream::Address;
 
@@ -39,27 +39,27 @@ macro_rules! proxy_args {
         pub(super) struct ProxyArgs {
             $(
                 $(#[doc = $doc])+
-                #[arg(long = $flag, env = $env, hide_env = true, value_name = $value, default_value = $default,
+                #[arg(long = $flag, env = $env, hide_env_values = true, value_name = $value, default_value = $default,
                       hide_default_value = $default.is_empty(), allow_hyphen_values = true)]
                 $field: String,
             )*
             /// Serve with a certificate made at the start, for localhost and the pod's name; for trying things out
-            #[arg(long, env = "CALLBACK_GUARD_TLS_SELF_SIGNED", hide_env = true, value_name = "BOOL",
+            #[arg(long, env = "CALLBACK_GUARD_TLS_SELF_SIGNED", hide_env_values = true, value_name = "BOOL",
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
                   hide_default_value = true, require_equals = true)]
             tls_self_signed: String,
             /// Start without good certificate files, and listen as soon as they are there; until then /readyz says why not
-            #[arg(long, env = "CALLBACK_GUARD_TLS_WAIT", hide_env = true, value_name = "BOOL",
+            #[arg(long, env = "CALLBACK_GUARD_TLS_WAIT", hide_env_values = true, value_name = "BOOL",
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
                   hide_default_value = true, require_equals = true)]
             tls_wait: String,
             /// Let --upstream name a host that is not loopback: the gateway form
-            #[arg(long, env = "CALLBACK_GUARD_ALLOW_REMOTE_UPSTREAM", hide_env = true, value_name = "BOOL",
+            #[arg(long, env = "CALLBACK_GUARD_ALLOW_REMOTE_UPSTREAM", hide_env_values = true, value_name = "BOOL",
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
                   hide_default_value = true, require_equals = true)]
             allow_remote_upstream: String,
             /// Fail at the start when there is no good policy, instead of serving with the built-in defaults
-            #[arg(long, env = "CALLBACK_GUARD_REQUIRE_POLICY", hide_env = true, value_name = "BOOL",
+            #[arg(long, env = "CALLBACK_GUARD_REQUIRE_POLICY", hide_env_values = true, value_name = "BOOL",
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
                   hide_default_value = true, require_equals = true)]
             require_policy: String,
@@ -292,6 +292,12 @@ impl ProxyArgs {
         problems.found.extend(found.err().iter().flat_map(|text| text.lines()).map(str::to_owned));
         if let Some(Err(error)) = path(&self.basic_auth_file).map(basic_auth::open) {
             problems.found.extend(error.to_string().lines().map(str::to_owned));
+        }
+        // A policy that is not required, or may come out of the cache, is no failure at the start.
+        let required = self.require_policy == "true" && self.policy_cache.is_empty();
+        let policy = path(&self.policy_file).filter(|_| required).map(|path| file::policy(&path));
+        if let Some(Err(reason)) = policy {
+            problems.found.extend(reason.lines().map(|line| format!("--policy-file: {line}")));
         }
     }
 }

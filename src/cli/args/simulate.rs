@@ -1,12 +1,11 @@
 //! The arguments of `simulate`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problems::{Problems, one_of, path};
 use crate::callback::command;
 use crate::callback::target::Form;
-use crate::cli::simulate::{Load, Place, Simulate, Trust};
+use crate::cli::simulate::{Load, Place, Simulate, Trust, file_problems};
 use crate::policy::resembling_command;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,23 +17,35 @@ const OPENIM_TIMEOUT_SECONDS: u64 = 15;
 #[derive(Debug, clap::Args)]
 pub(super) struct SimulateArgs {
     /// What stands in OpenIM's webhooks.url: http:// or https://, with a user where the app asks for one
-    #[arg(value_name = "URL")]
-    url: String,
+    #[arg(value_name = "URL", required = true)]
+    url: Option<String>,
     /// A command to send, by today's name or an earlier one; more than once, or with commas, for more [default: all
     /// before-commands]
-    #[arg(long, env = "CALLBACK_GUARD_COMMAND", hide_env = true, value_name = "NAME", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_COMMAND",
+        hide_env_values = true,
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
     command: Vec<String>,
     /// File with a body to send instead; its callbackCommand names the command. `-` is standard input
-    #[arg(long, env = "CALLBACK_GUARD_BODY", hide_env = true, value_name = "FILE")]
-    body: Option<PathBuf>,
+    #[arg(long, env = "CALLBACK_GUARD_BODY", hide_env_values = true, value_name = "FILE")]
+    body: Option<String>,
     /// path (URL/COMMAND), or query (URL?command=COMMAND) as servers of v3.0 to v3.4 send
-    #[arg(long, env = "CALLBACK_GUARD_FORM", hide_env = true, value_name = "FORM", default_value = "path")]
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_FORM",
+        hide_env_values = true,
+        value_name = "FORM",
+        default_value = "path"
+    )]
     form: String,
     /// What stands in webhooks.yml for `timeout`: whole seconds. OpenIM takes 0 and everything above 15 for 15
     #[arg(
         long,
         env = "CALLBACK_GUARD_TIMEOUT",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "SECONDS",
         default_value = "5"
     )]
@@ -43,14 +54,14 @@ pub(super) struct SimulateArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_CA",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "FILE",
         default_value = "",
         hide_default_value = true
     )]
     ca: String,
     /// Accept any certificate, which OpenIM does not
-    #[arg(long, env = "CALLBACK_GUARD_INSECURE", hide_env = true, value_name = "BOOL", num_args = 0..=1,
+    #[arg(long, env = "CALLBACK_GUARD_INSECURE", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", hide_default_value = true,
           require_equals = true)]
     insecure: String,
@@ -58,7 +69,7 @@ pub(super) struct SimulateArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_FORMAT",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "FORMAT",
         default_value = "text"
     )]
@@ -67,7 +78,7 @@ pub(super) struct SimulateArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_RATE",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "COUNT",
         default_value = "",
         hide_default_value = true
@@ -77,7 +88,7 @@ pub(super) struct SimulateArgs {
     #[arg(
         long = "for",
         env = "CALLBACK_GUARD_FOR",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "TIME",
         default_value = "",
         hide_default_value = true
@@ -87,7 +98,7 @@ pub(super) struct SimulateArgs {
     #[arg(
         long,
         env = "CALLBACK_GUARD_CONCURRENCY",
-        hide_env = true,
+        hide_env_values = true,
         value_name = "COUNT",
         default_value = "",
         hide_default_value = true
@@ -98,17 +109,20 @@ pub(super) struct SimulateArgs {
 impl SimulateArgs {
     /// What was typed, where all of it is right.
     pub(super) fn read(self, problems: &mut Problems) -> Option<Simulate> {
-        let place = problems.read("URL", &self.url, Place::parse);
+        let url = problems.required("URL", self.url);
+        let place = url.and_then(|url| problems.read("URL", &url, Place::parse));
+        let body = self.body.as_deref().and_then(path);
         let before = problems.found.len();
-        for name in self.command.iter().filter(|name| command::lookup(name).is_none()) {
+        let typed: Vec<_> = self.command.into_iter().filter(|name| !name.is_empty()).collect();
+        for name in typed.iter().filter(|name| command::lookup(name).is_none()) {
             let near = resembling_command(name).map(|near| format!(", did you mean {near}?"));
             let near = near.unwrap_or_else(|| ": docs/causes-and-commands.md has the list".to_owned());
             problems.add("--command", format!("OpenIM has no command {name:?}{near}"));
         }
-        if !self.command.is_empty() && self.body.is_some() {
+        if !typed.is_empty() && body.is_some() {
             problems.add("--command", "stands beside --body, whose callbackCommand names the command");
         }
-        let commands = (problems.found.len() == before).then_some(self.command);
+        let commands = (problems.found.len() == before).then_some(typed);
         let form = problems
             .read("--form", &self.form, |text| one_of(text, &[("path", Form::Path), ("query", Form::Query)]));
         let timeout = problems.read("--timeout", &self.timeout, |text| {
@@ -134,10 +148,13 @@ impl SimulateArgs {
             one_of(text, &[("text", Text), ("json", Json), ("junit", Junit)])
         });
         let load = load(&self.rate, &self.duration, &self.concurrency, problems);
+        if !problems.found.is_empty() {
+            problems.found.extend(file_problems(body.as_deref(), trust.as_ref()));
+        }
         Some(Simulate {
             place: place?,
             commands: commands?,
-            body: self.body,
+            body,
             form: form?,
             timeout: timeout?,
             trust: trust?,

@@ -11,16 +11,16 @@ use crate::upstream::Address;
 
 fn problems(line: &str) -> Vec<String> {
     let arguments = std::iter::once("callback-guard").chain(line.split_whitespace()).map(OsString::from);
-    match parse(arguments.collect()) {
+    match parse(&arguments.collect::<Vec<_>>()) {
         Ok(command) => panic!("no problem in {command:?}"),
-        Err(Stop::Problems(problems)) => problems,
+        Err(Stop::Problems { problems, .. }) => problems,
         Err(Stop::Shown { code }) => vec![format!("shown, {code}")],
     }
 }
 
 fn proxy_of(line: &str) -> Proxy {
     let line = format!("callback-guard proxy --tls-self-signed {line}");
-    match parse(line.split_whitespace().map(OsString::from).collect()) {
+    match parse(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>()) {
         Ok(Command::Proxy(proxy)) => *proxy,
         other => panic!("{other:?}"),
     }
@@ -126,5 +126,54 @@ fn sizes_have_a_unit_and_the_help_is_no_mistake() {
     assert_eq!(problems("--help"), ["shown, 0"]);
     assert_eq!(problems("proxy --help"), ["shown, 0"]);
     assert_eq!(problems(""), ["shown, 2"]);
-    assert_eq!(problems("check"), ["<FILE>...: is missing"]);
+    assert_eq!(problems("check"), ["FILE: is missing"]);
+}
+
+#[test]
+fn no_line_of_words_is_left_to_what_clap_says_of_it() {
+    let words = [
+        "--workers",
+        "--workers=0",
+        "--tls-self-signed",
+        "--tls-self-signed=x",
+        "--stay",
+        "--command",
+        "--command=a,b",
+        "-f",
+        "-fx",
+        "-f=",
+        "--filename=",
+        "-x",
+        "--",
+        "-",
+        "-1",
+        "--=",
+        "---",
+        "-=",
+        "x",
+        "",
+        "=",
+        "--format",
+        "--body",
+        "http://h",
+        "--callback",
+        "\u{e9}",
+        "-\u{e9}\u{e9}",
+        "--listen=\u{e9}",
+        "--admin-listen",
+        "-f-f",
+    ];
+    let subcommands = ["proxy", "drain", "inject", "uninject", "check", "explain", "simulate", "demo"];
+    let line = proptest::collection::vec(proptest::sample::select(words.to_vec()), 0..6);
+    proptest::proptest!(|(subcommand in proptest::sample::select(subcommands.to_vec()), line in line)| {
+        let line: Vec<_> = ["callback-guard", subcommand].into_iter().chain(line).map(OsString::from).collect();
+        match parse(&line) {
+            Ok(_) => {}
+            Err(Stop::Shown { code }) => panic!("{line:?} shows something, {code}"),
+            Err(Stop::Problems { problems, .. }) => {
+                assert!(!problems.is_empty(), "{line:?}");
+                assert!(!problems.iter().any(|problem| problem.starts_with("command line: ")), "{line:?}: {problems:?}");
+            }
+        }
+    });
 }
