@@ -345,11 +345,15 @@ impl Proxy {
         let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left, buffer);
         let mut drain = self.drain.clone();
         let ending = || self.drain.stage() >= Stage::Leaving;
-        let patience = Patience { until: wake, ending: &ending };
+        let refused = Cell::new(false);
+        let patience = Patience { until: wake, ending: &ending, refused: &refused };
         let answered = tokio::select! {
             biased;
             answered = self.upstream.exchange(head, callback.body(), patience) => answered,
-            () = tokio::time::sleep_until(wake.into()) => Err(Failure::Timeout { doing: "waiting for the app" }),
+            () = tokio::time::sleep_until(wake.into()) => Err(match refused.get() {
+                true => self.upstream.refused(),
+                false => Failure::Timeout { doing: "waiting for the app" },
+            }),
             () = drain.reached(Stage::Cut) => Err(Failure::Draining),
         };
         self.shared.metrics.upstream(asked.elapsed());

@@ -129,11 +129,16 @@ pub struct Patience<'p> {
     pub until: Instant,
     /// Whether the pod is known to be ending: then there is nothing to wait for.
     pub ending: &'p dyn Fn() -> bool,
+    /// Set while the app refuses: should the deadline come now, it has found no app, and not a slow one.
+    pub refused: &'p Cell<bool>,
 }
 
 impl fmt::Debug for Patience<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Patience").field("until", &self.until).field("ending", &(self.ending)()).finish()
+        out.debug_struct("Patience")
+            .field("until", &self.until)
+            .field("refused", self.refused)
+            .finish_non_exhaustive()
     }
 }
 
@@ -197,6 +202,7 @@ impl Upstream {
             let error = match Connection::open(&self.address).await {
                 Ok(connection) => {
                     self.presence.set(Presence::Here);
+                    patience.refused.set(false);
                     return Ok(connection);
                 }
                 Err(error) => error,
@@ -214,6 +220,7 @@ impl Upstream {
             if !refused || now + GONE_RETRY >= until || (patience.ending)() {
                 return Err(error);
             }
+            patience.refused.set(true);
             tokio::time::sleep(GONE_RETRY).await;
         }
     }
@@ -221,6 +228,11 @@ impl Upstream {
     /// How many idle connections are kept.
     pub fn kept(&self) -> usize {
         self.kept.borrow().len()
+    }
+
+    /// What a deadline has found that came while the app refused.
+    pub fn refused(&self) -> Failure {
+        self.unreachable(io::ErrorKind::ConnectionRefused.into())
     }
 
     fn unreachable(&self, error: io::Error) -> Failure {

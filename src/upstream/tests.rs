@@ -345,7 +345,8 @@ fn head_for(length: usize) -> Vec<u8> {
 
 async fn ask(upstream: &Upstream, body: impl Into<Bytes>) -> Result<Answered, Failure> {
     let body = body.into();
-    let patience = Patience { until: Instant::now() + Duration::from_secs(30), ending: &|| false };
+    let (until, refused) = (Instant::now() + Duration::from_secs(30), Cell::new(false));
+    let patience = Patience { until, ending: &|| false, refused: &refused };
     let exchange = upstream.exchange(head_for(body.len()), &body, patience);
     tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an exchange that comes to an end")
 }
@@ -885,7 +886,8 @@ async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_
     ] {
         upstream.presence.set(presence);
         looks.set(0);
-        let patience = Patience { until: Instant::now() + Duration::from_secs(wait), ending: &ending };
+        let (until, refused) = (Instant::now() + Duration::from_secs(wait), Cell::new(false));
+        let patience = Patience { until, ending: &ending, refused: &refused };
         let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
         assert_eq!((words(&outcome).as_str(), looks.get()), ("unreachable", looked), "{presence:?} {wait}");
     }

@@ -236,6 +236,23 @@ async fn a_connection_that_the_app_ended_while_idle_is_replaced() {
 }
 
 #[tokio::test]
+async fn an_app_that_went_away_is_unreachable_and_not_slow_whenever_the_deadline_comes() {
+    // Deadlines that end within the wait for an app that was there, at every place of its rhythm.
+    for timeout in [30, 61, 97, 140, 199] {
+        // It keeps no connection: what meets the end of one is another story.
+        let app = App::start(|_| vec![Act::answer("200 OK", &[("Connection", "close")], ALLOW), Act::Close]);
+        let guard = Guard::with(format!("defaults: {{timeout: {timeout}ms}}")).upstream(&app).start();
+        let mut caller = Caller::h2(&guard).await;
+        while caller.send(&Call::new(COMMAND)).await.told() != "allow upstream -" {}
+        drop(app);
+        for _ in 0..4 {
+            let told = caller.send(&Call::new(COMMAND)).await.told();
+            assert_eq!(told, "allow fallback unreachable", "timeout {timeout} ms");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_callback_that_the_app_has_read_is_never_sent_twice() {
     for (ending, cause) in [(Act::Close, "broken"), (Act::Reset, "unreachable")] {
         let acts = vec![ending];
