@@ -62,8 +62,11 @@ impl Folder {
         Ok(path)
     }
 
+    /// Whole or not at all: who looks at the file in between must not find it empty, which is a good policy too.
     fn write(&self, path: &Path, text: &str) -> Result<(), String> {
-        fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))
+        let new = path.with_extension("new");
+        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
+        written.map_err(|error| format!("{} cannot be written: {error}", path.display()))
     }
 }
 
