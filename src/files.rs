@@ -5,7 +5,9 @@
 //! write in place, first one file of a pair and later the other), and none of them says when it is done.
 //!
 //! So files are polled. Four times a second each path is looked up through its symlinks; what that yields is
-//! the [`Fingerprint`]. When it differs from the last one the files are loaded anew. Polling rather than inotify:
+//! the [`Fingerprint`]. When it differs from the last one the files are being replaced, and when two looks in a row
+//! agree again they are loaded: an editor that empties a file before it writes it, or writes it in pieces, is not read
+//! half-way, where what stands there may well be good by itself (an empty policy is). Polling rather than inotify:
 //!
 //! * inotify instances are few (`fs.inotify.max_user_instances` is 128 per user, and all pods of a node that run
 //!   under one user share them), and a process that gets none would never see a renewed certificate;
@@ -25,17 +27,21 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often files are looked at. A change is in force within two of these: one to notice it, and one more
-/// where the first look came between two halves of it.
+/// How often files are looked at. A change is in force within two of these, one to notice it and one to see that it is
+/// over; where another follows at once within three.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How many looks in a row may find something new before the files are loaded as they are: a file that is written all
+/// the time must not stay unread, and each of two quick edits is in force within a second.
+const MOVING_POLLS: u32 = 3;
 
 /// After how many polls a load that failed is tried again with the files unchanged: once a minute. Some failures
 /// end by themselves, as when a certificate becomes valid or a directory above the file becomes searchable.
 const RETRY_POLLS: u32 = 240;
 
-/// Files that change at every look and never load are reported after this many looks (two seconds) all the
-/// same: a writer that is never done must not stay unmentioned.
-const FAILING_POLLS: u32 = 8;
+/// Files that are written all the time and never load are reported after this many loads all the same, two seconds
+/// after the first change was seen: a writer that is never done must not stay unmentioned.
+const FAILING_LOADS: u32 = 3;
 
 /// What a set of paths led to at one moment: equal fingerprints mean that nothing was replaced or written.
 ///
@@ -116,10 +122,10 @@ pub struct Watch<L> {
 enum Stage {
     /// The files are as they were when they were last loaded.
     Settled,
-    /// They were loaded at the last poll. They are loaded once more at the next: a file written twice within
-    /// one tick of the file system's clock, to the same size, looks the same to `stat`.
-    Fresh,
-    /// The last so many loads failed, and nobody was told: the writer may be between two files of a pair.
+    /// The last so many looks each found something new, and nothing was loaded since. So many loads failed before, and
+    /// nobody was told.
+    Moving { polls: u32, failures: u32 },
+    /// The files as they are failed to load once, and nobody was told: the writer may be between two files of a pair.
     Doubtful { failures: u32 },
     /// A failure was told; so many polls are left until the next try.
     Told { polls_left: u32 },
@@ -151,26 +157,41 @@ where
     /// One look at the files.
     pub fn poll(&mut self) -> Option<News<T, E>> {
         let changed = self.seen.renew();
-        let due = changed
-            || match &mut self.stage {
-                Stage::Settled => false,
-                Stage::Fresh | Stage::Doubtful { .. } | Stage::Told { polls_left: 0 } => true,
-                Stage::Told { polls_left } => {
-                    *polls_left -= 1;
-                    false
-                }
-            };
+        let due = if changed { self.moved() } else { self.stood_still() };
         if !due {
             return None;
         }
         match (self.load)() {
             Ok(found) => self.loaded(found, changed),
-            Err(error) => self.failed(error, changed),
+            Err(error) => self.failed(error),
+        }
+    }
+
+    /// Whether files that are still being written are loaded all the same.
+    fn moved(&mut self) -> bool {
+        let (polls, failures) = match self.stage {
+            Stage::Settled | Stage::Told { .. } => (1, 0),
+            Stage::Moving { polls, failures } => (polls + 1, failures),
+            Stage::Doubtful { failures } => (1, failures),
+        };
+        self.stage = Stage::Moving { polls, failures };
+        polls >= MOVING_POLLS
+    }
+
+    fn stood_still(&mut self) -> bool {
+        match &mut self.stage {
+            Stage::Settled => false,
+            Stage::Moving { .. } | Stage::Doubtful { .. } | Stage::Told { polls_left: 0 } => true,
+            Stage::Told { polls_left } => {
+                *polls_left -= 1;
+                false
+            }
         }
     }
 
     fn loaded(&mut self, found: Option<T>, changed: bool) -> Option<News<T, E>> {
-        self.stage = if self.stage == Stage::Fresh && !changed { Stage::Settled } else { Stage::Fresh };
+        // What was still being written is read again when it is whole.
+        self.stage = if changed { Stage::Moving { polls: 0, failures: 0 } } else { Stage::Settled };
         let was_in_failure = std::mem::take(&mut self.in_failure);
         match found {
             Some(new) => Some(News::Changed(new)),
@@ -178,24 +199,19 @@ where
         }
     }
 
-    fn failed(&mut self, error: E, changed: bool) -> Option<News<T, E>> {
-        let failures = match self.stage {
-            Stage::Settled | Stage::Fresh => 1,
-            Stage::Doubtful { failures } => failures + 1,
-            Stage::Told { .. } if changed => 1,
-            Stage::Told { .. } => {
-                self.stage = Stage::Told { polls_left: RETRY_POLLS };
-                return None;
+    fn failed(&mut self, error: E) -> Option<News<T, E>> {
+        let told = Stage::Told { polls_left: RETRY_POLLS };
+        match std::mem::replace(&mut self.stage, told) {
+            Stage::Told { .. } => None,
+            Stage::Moving { failures, .. } if failures + 1 < FAILING_LOADS => {
+                self.stage = Stage::Doubtful { failures: failures + 1 };
+                None
             }
-        };
-        let unchanged_since_the_first = failures > 1 && !changed;
-        if unchanged_since_the_first || failures >= FAILING_POLLS {
-            self.stage = Stage::Told { polls_left: RETRY_POLLS };
-            self.in_failure = true;
-            return Some(News::Failed(error));
+            Stage::Settled | Stage::Moving { .. } | Stage::Doubtful { .. } => {
+                self.in_failure = true;
+                Some(News::Failed(error))
+            }
         }
-        self.stage = Stage::Doubtful { failures };
-        None
     }
 }
 

@@ -76,3 +76,57 @@ pub(super) fn over(path: &Path) -> Result<(Option<Override>, Warnings), String> 
 fn text(path: &Path, bytes: Vec<u8>) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| format!("{}: not UTF-8: {}", path.display(), error.utf8_error()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::pin::pin;
+    use std::sync::Arc;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::files::tests::Folder;
+    use crate::metrics::Metrics;
+
+    /// The first rules that are in force while a policy file is emptied, and written so many looks later.
+    async fn first_rules(looks: u32) -> Vec<String> {
+        let folder = Folder::new();
+        let (old, new) = ("{rules: [{name: old}]}", "{rules: [{name: new}]}");
+        let path = folder.put("policy.yaml", old);
+        let metrics = Arc::new(Metrics::new(prometheus_client::metrics::counter::Counter::default()));
+        let publisher = Publisher::new(metrics).0;
+        let mut follow = pin!(follow_policy(
+            path.clone(),
+            Fingerprint::of(std::slice::from_ref(&path)),
+            publisher.clone()
+        ));
+        let (policy, warnings) = policy(&path).expect("good");
+        publisher.policy(policy, &warnings, SourceKind::File, shown(&path));
+        let mut seen = Vec::new();
+        for poll in 0..looks + 6 {
+            if poll == 2 {
+                fs::write(&path, "").expect("writable");
+            }
+            if poll == 2 + looks {
+                fs::write(&path, new).expect("writable");
+            }
+            timeout(POLL_INTERVAL, follow.as_mut()).await.expect_err("it never ends");
+            let rule = publisher.current().policy.rules()[0].name.to_string();
+            if seen.last() != Some(&rule) {
+                seen.push(rule);
+            }
+        }
+        seen
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_an_editor_empties_before_it_writes_it_does_not_give_way_to_the_defaults() {
+        assert_eq!(first_rules(1).await, ["old", "new"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_stays_empty_does() {
+        assert_eq!(first_rules(2).await, ["old", "default", "new"]);
+    }
+}
