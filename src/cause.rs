@@ -57,7 +57,7 @@ impl Cause {
         match self {
             Cause::Timeout => "the deadline passed: connecting, silence, a stalled answer, all of it",
             Cause::Unreachable => {
-                "the app refused the connection (for 1.5 s, where it was there until then), reset it before an answer, \
+                "the app refused the connection (for 2 s, where it was there until then), reset it before an answer, \
                  or has no such host"
             }
             Cause::Broken => "the app closed or reset in the middle of its answer, or did not speak HTTP",

@@ -8,7 +8,9 @@
 //! Nothing in here knows a deadline: the caller drops the exchange when its time has come, and with it the connection. An
 //! app that refuses connections and took them a moment ago is the exception. It is about to restart, or its pod is
 //! ending and nobody has told us yet: the kubelet needs up to a second to run our hook, and by then the app may have had
-//! its SIGTERM. Nothing was sent, so it is tried again for a moment, within the [`Patience`] of the caller.
+//! its SIGTERM. So it is waited for, within the [`Patience`] of the caller, until it is back or the end of the pod is
+//! known. A callback that was not sent is sent then. One that was under way when its connection ended is not sent again,
+//! whatever it is waited for: its failure is only named once it is known whether the app failed or was told to end.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -50,9 +52,10 @@ const BELIEVED: Duration = Duration::from_millis(5);
 
 /// How long an app that was there is waited for, from its first refusal. A hook ran 0.9 s after the deletion of its pod
 /// on a real kubelet.
-const GONE_PATIENCE: Duration = Duration::from_millis(1500);
+const GONE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often it is tried again meanwhile.
+/// How often it is tried again meanwhile; and how long after the end of a connection an app is asked whether it still takes
+/// new ones. A process that ends closes its sockets in no order that helps: the listener may be the last.
 const GONE_RETRY: Duration = Duration::from_millis(20);
 
 /// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
@@ -176,16 +179,20 @@ impl Upstream {
             request.head.extend_from_slice(body);
             request.body = &[];
         }
-        let ended = self.sent_once(&request, patience).await;
+        let ended = self.sent_once(&request, &patience).await;
         self.keep_head(request.head);
-        match ended {
-            Ok(answered) => Ok(answered),
-            Err(Ended::Failed(failure)) => Err(failure),
-            Err(Ended::Unread) => Err(self.unreachable(io::ErrorKind::ConnectionReset.into())),
+        let failure = match ended {
+            Ok(answered) => return Ok(answered),
+            Err(Ended::Failed(failure)) => failure,
+            Err(Ended::Unread) => self.unreachable(io::ErrorKind::ConnectionReset.into()),
+        };
+        if failure.lost_its_connection() {
+            self.wait_while_gone(&patience).await;
         }
+        Err(failure)
     }
 
-    async fn sent_once(&self, request: &Request<'_>, patience: Patience<'_>) -> Result<Answered, Ended> {
+    async fn sent_once(&self, request: &Request<'_>, patience: &Patience<'_>) -> Result<Answered, Ended> {
         while let Some(connection) = self.kept_connection() {
             match self.run(connection, request).await {
                 // The app had closed this one before our bytes came: nothing was asked yet.
@@ -197,7 +204,22 @@ impl Upstream {
         self.run(connection, request).await
     }
 
-    async fn connect(&self, patience: Patience<'_>) -> io::Result<Connection> {
+    /// Where a connection ended because the app goes away, waits until it is back, or its pod is known to be ending, or
+    /// there is no patience left. Where the app still takes connections it is over at once.
+    async fn wait_while_gone(&self, patience: &Patience<'_>) {
+        let Some(until) = patience.until.checked_sub(GONE_RETRY) else { return };
+        if (patience.ending)() || Instant::now() + GONE_RETRY >= until {
+            return;
+        }
+        tokio::time::sleep(GONE_RETRY).await;
+        // What the deadline finds is the failure, and not the app's refusal.
+        let patience = Patience { until, ending: patience.ending, refused: &Cell::new(false) };
+        let limit = until.min(Instant::now() + GONE_PATIENCE);
+        // The connection is not kept: an app that serves one at a time would wait on it for a request.
+        let _ = tokio::time::timeout_at(limit.into(), self.connect(&patience)).await;
+    }
+
+    async fn connect(&self, patience: &Patience<'_>) -> io::Result<Connection> {
         loop {
             let error = match Connection::open(&self.address).await {
                 Ok(connection) => {

@@ -1,5 +1,7 @@
 //! What came of asking the app.
 
+use std::io;
+
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
@@ -43,7 +45,7 @@ pub enum Failure {
         /// The app's address.
         upstream: String,
         /// What the system said.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The connection ended in the middle.
     #[error("upstream closed or reset the connection {at}")]
@@ -69,6 +71,13 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether a connection was there, and ended before the answer did.
+    pub(super) fn lost_its_connection(&self) -> bool {
+        let reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        matches!(self, Failure::Cut { .. })
+            || matches!(self, Failure::Unreachable { error, .. } if reset(error))
+    }
+
     /// The cause that a policy and a metric know it by.
     pub fn cause(&self) -> Cause {
         match self {

@@ -343,10 +343,20 @@ fn head_for(length: usize) -> Vec<u8> {
     format!("POST /callback HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n").into_bytes()
 }
 
+/// Asks in a pod that is ending: an app that is gone is not waited for, nor is it asked whether it is.
 async fn ask(upstream: &Upstream, body: impl Into<Bytes>) -> Result<Answered, Failure> {
+    ask_with(upstream, body, &|| true).await
+}
+
+/// Asks in a pod that is ending when this says so.
+async fn ask_with(
+    upstream: &Upstream,
+    body: impl Into<Bytes>,
+    ending: &dyn Fn() -> bool,
+) -> Result<Answered, Failure> {
     let body = body.into();
     let (until, refused) = (Instant::now() + Duration::from_secs(30), Cell::new(false));
-    let patience = Patience { until, ending: &|| false, refused: &refused };
+    let patience = Patience { until, ending, refused: &refused };
     let exchange = upstream.exchange(head_for(body.len()), &body, patience);
     tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an exchange that comes to an end")
 }
@@ -859,7 +869,7 @@ async fn an_app_that_was_there_a_moment_ago_is_waited_for() {
         }
         answering_once(TcpListener::bind(address).expect("the port is free again"))
     };
-    let (outcome, app) = tokio::join!(ask(&upstream, "callback"), comes_back);
+    let (outcome, app) = tokio::join!(ask_with(&upstream, "callback", &|| false), comes_back);
     assert_eq!(words(&outcome), "200 allow");
     app.join().expect("the app is content");
     assert!(matches!(upstream.presence.get(), Presence::Here));
@@ -891,4 +901,81 @@ async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_
         let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
         assert_eq!((words(&outcome).as_str(), looks.get()), ("unreachable", looked), "{presence:?} {wait}");
     }
+}
+
+/// What became of a request on a connection that the app then loses, and what the app got on the next one.
+struct Lost {
+    outcome: String,
+    /// How often the end of the pod was asked for.
+    looks: usize,
+    next: Option<String>,
+}
+
+/// How an app loses a connection.
+#[derive(Clone, Copy, PartialEq)]
+enum Loss {
+    /// It closes that one and listens on.
+    Listening,
+    /// It stops listening too, and is back at the third look.
+    Back,
+    /// It stops listening for good; the end of the pod is told at the tenth look.
+    Gone,
+}
+
+async fn lost(loss: Loss, reset: bool, patience: Duration) -> Lost {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let upstream = Upstream::new(Address::Ip(address), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20));
+    let app = thread::spawn(move || {
+        let mut peer = Peer(BufReader::new(listener.accept().expect("a connection").0));
+        assert_eq!(peer.request().as_deref(), Some("callback"));
+        let listener = (loss == Loss::Listening).then_some(listener);
+        if reset {
+            peer.reset()
+        } else {
+            drop(peer)
+        }
+        listener
+    });
+    let (looks, back) = (Cell::new(0), RefCell::new(None));
+    let ending = || {
+        looks.set(looks.get() + 1);
+        if loss == Loss::Back && looks.get() == 3 {
+            *back.borrow_mut() = Some(TcpListener::bind(address).expect("the port is free again"));
+        }
+        loss == Loss::Gone && looks.get() == 10
+    };
+    let (until, refused) = (Instant::now() + patience, Cell::new(false));
+    let patience = Patience { until, ending: &ending, refused: &refused };
+    let body = Bytes::from_static(b"callback");
+    let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
+    assert!(!refused.get(), "its callback was sent: a deadline finds no refusal");
+    let next = app.join().expect("the app is content").or(back.take()).and_then(|listener| {
+        listener.set_nonblocking(true).expect("a socket");
+        let mut stream = listener.accept().ok()?.0;
+        stream.set_nonblocking(false).expect("a socket");
+        let mut got = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut got).expect("it was closed at once");
+        Some(got)
+    });
+    Lost { outcome: words(&outcome), looks: looks.get(), next }
+}
+
+#[tokio::test]
+async fn a_callback_cut_by_an_app_that_goes_away_waits_for_the_reason_and_is_not_sent_again() {
+    const CUT: &str = "upstream closed or reset the connection before an answer";
+    for (reset, outcome) in [(false, CUT), (true, "unreachable")] {
+        for (loss, looks, next) in
+            [(Loss::Listening, 1, Some("")), (Loss::Back, 3, Some("")), (Loss::Gone, 10, None)]
+        {
+            let found = lost(loss, reset, Duration::from_secs(30)).await;
+            assert_eq!((found.outcome.as_str(), found.looks, found.next.as_deref()), (outcome, looks, next));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_callback_cut_shortly_before_its_deadline_does_not_wait() {
+    let found = lost(Loss::Gone, false, GONE_RETRY).await;
+    assert_eq!((found.looks, found.next), (1, None));
 }

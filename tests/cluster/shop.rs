@@ -91,9 +91,9 @@ impl Load {
     }
 }
 
-/// A policy with the default timeout: what every fallback is refused with, and more of `defaults`.
+/// A policy whose timeout outlasts the way of a hook: what every fallback is refused with, and more of `defaults`.
 pub(crate) fn deny(code: u32, more: &str) -> String {
-    format!("defaults: {{timeout: 2s, fallback: Deny, deny: {{errCode: {code}}}{more}}}")
+    format!("defaults: {{timeout: 3s, fallback: Deny, deny: {{errCode: {code}}}{more}}}")
 }
 
 impl<'c> Shop<'c> {
