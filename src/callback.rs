@@ -243,11 +243,10 @@ fn operation_id(
     let missing = header.is_none();
     let in_header = header.unwrap_or_default();
     let in_body = match body.values[watched[Watched::OperationId as usize]] {
-        Some((Token::Str, span)) => {
-            go_json::unquote(span.of(&raw.body)).trim_matches(is_http_space).to_owned()
-        }
-        _ => String::new(),
+        Some((Token::Str, span)) => go_json::unquote(span.of(&raw.body)),
+        _ => Cow::default(),
     };
+    let in_body = in_body.trim_matches(is_http_space);
     match (in_header.is_empty(), wanted) {
         (true, OperationIds::Require) if missing => Err(Rejection::OperationIdMissing),
         (true, OperationIds::Require) => Err(Rejection::OperationIdEmpty),
@@ -255,11 +254,11 @@ fn operation_id(
             // It goes into a header of ours: a body may hold line breaks, and what follows them.
             let fits =
                 in_body.len() <= OPERATION_ID_LIMIT && HeaderValue::from_bytes(in_body.as_bytes()).is_ok();
-            let text = if in_body.is_empty() || !fits { generate() } else { in_body };
+            let text = if in_body.is_empty() || !fits { generate() } else { in_body.to_owned() };
             Ok(OperationId { text, generated: true })
         }
         (false, _) if !in_body.is_empty() && in_body != in_header => {
-            Err(Rejection::operation_ids(&in_header, &in_body))
+            Err(Rejection::operation_ids(&in_header, in_body))
         }
         (false, _) => Ok(OperationId { text: in_header, generated: false }),
     }
@@ -301,11 +300,20 @@ impl Body {
             None => unreachable!("the grammar yields a value or an error first"),
         }
         let mut expected = 0;
-        while let Some((token, key)) = tokens.next().map_err(Rejection::NotJson)? {
-            if token != Token::Key {
-                continue; // the end of the object: nothing but the end of the input follows
-            }
-            let at = field_at(table.fields, expected, key.of(bytes), tokens.escaped(), command_at);
+        loop {
+            // Go sends the fields in the table's order.
+            let next = table.fields.get(expected);
+            let at = if next.is_some_and(|field| tokens.expected_key(field.name)) {
+                Some(expected)
+            } else {
+                match tokens.next().map_err(Rejection::NotJson)? {
+                    Some((Token::Key, key)) => {
+                        field_at(table.fields, key.of(bytes), tokens.escaped(), command_at)
+                    }
+                    Some(_) => continue, // the end of the object: nothing but the end of the input follows
+                    None => break,
+                }
+            };
             let (found, start) = tokens
                 .next()
                 .map_err(Rejection::NotJson)?
@@ -384,20 +392,10 @@ impl Body {
     }
 }
 
-/// The place of a key in the table. Go sends the fields in the table's order, so the one behind the last is tried
-/// first. Keys must be spelled exactly, but for one: a second `callbackCommand` in another letter case is the
-/// same to an app written in Go, and must not name another command.
-fn field_at(
-    fields: &[Field],
-    expected: usize,
-    raw: &[u8],
-    escaped: bool,
-    command_at: usize,
-) -> Option<usize> {
+/// The place of a key in the table. Keys must be spelled exactly, but for one: a second `callbackCommand` in another
+/// letter case is the same to an app written in Go, and must not name another command.
+fn field_at(fields: &[Field], raw: &[u8], escaped: bool, command_at: usize) -> Option<usize> {
     let inner = &raw[1..raw.len() - 1];
-    if fields.get(expected).is_some_and(|field| field.name.as_bytes() == inner) {
-        return Some(expected);
-    }
     let key = if escaped {
         Cow::Owned(go_json::unquote(raw).into_owned().into_bytes())
     } else {

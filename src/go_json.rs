@@ -18,7 +18,7 @@
 use std::borrow::Cow;
 
 pub use decode::decode;
-pub use tokens::Tokens;
+pub use tokens::{Tokens, plain_run};
 
 mod decode;
 mod tokens;

@@ -63,7 +63,11 @@ struct Decoder<'b> {
 
 impl Decoder<'_> {
     fn run(mut self) -> Result<Decoded, SyntaxError> {
-        while let Some((token, span)) = self.tokens.next()? {
+        loop {
+            if self.next_key() {
+                continue;
+            }
+            let Some((token, span)) = self.tokens.next()? else { break };
             match token {
                 Token::Key => self.key(span)?,
                 Token::EndObject | Token::EndArray => self.end(span)?,
@@ -79,6 +83,19 @@ impl Decoder<'_> {
         Ok(self.out)
     }
 
+    /// Picks the field behind the last one, if its key stands next.
+    fn next_key(&mut self) -> bool {
+        let outermost = self.frames.len() == 1;
+        let Some(Frame::Struct { fields, field, .. }) = self.frames.last_mut() else { return false };
+        let next = field.wrapping_add(1);
+        let found = fields.get(next).is_some_and(|field| self.tokens.expected_key(field.name));
+        if found {
+            *field = next;
+            self.out.has_keys |= outermost;
+        }
+        found
+    }
+
     /// A key: picks the field that the next value is for. An unknown field's value is passed over at once.
     fn key(&mut self, span: Span) -> Result<(), SyntaxError> {
         let outermost = self.frames.len() == 1;
@@ -87,11 +104,7 @@ impl Decoder<'_> {
             Frame::Struct { fields, field, .. } => {
                 let raw = span.of(self.bytes);
                 let inner = &raw[1..raw.len() - 1];
-                // Most write the fields in their order: the one behind the last is tried first.
-                let next = field.wrapping_add(1);
-                let found = if fields.get(next).is_some_and(|field| field.name.as_bytes() == inner) {
-                    Some(next)
-                } else if self.tokens.escaped() {
+                let found = if self.tokens.escaped() {
                     find(fields, unquote(raw).as_bytes())
                 } else {
                     find(fields, inner)
