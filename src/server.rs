@@ -35,8 +35,10 @@ use tracing::{debug, warn};
 use crate::drain::{Stage, Watch};
 use crate::metrics::Metrics;
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
+use rarely::{Gate, Rarely};
 use stream::{Activity, Caller, Watched};
 
+mod rarely;
 mod stream;
 
 /// Connections that wait to be accepted.
@@ -242,16 +244,17 @@ impl<H: Handler> Server<H> {
             activity: Rc::clone(&activity),
             limit: self.limits.header_timeout,
             timer: None,
+            readable: Gate::new(),
         });
         let service = {
             let (server, activity) = (Rc::clone(&self), Rc::clone(&activity));
             service_fn(move |request| {
-                let (handler, activity) = (Rc::clone(&server.handler), Rc::clone(&activity));
+                // Before the future is polled: a read in between would find a head under way, and start its timer.
+                let (handler, active) = (Rc::clone(&server.handler), activity.begin());
                 async move {
-                    let _active = activity.begin();
                     let mut response = handler.answer(request, peer).await;
                     // Asked when the answer leaves: the end may have come while it was made.
-                    if !activity.h2 && activity.ending.get() {
+                    if !active.h2 && active.ending.get() {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, std::convert::Infallible>(response)
@@ -316,11 +319,12 @@ impl<H: Handler> Server<H> {
     /// Runs a connection to its end: its own, its age's or the drain's.
     async fn drive<C: Graceful>(&self, mut connection: Pin<&mut C>, activity: &Activity) {
         let (mut leave, mut end) = (self.drain.clone(), self.drain.clone());
-        let mut leaving = pin!(leave.reached(Stage::Leaving));
-        let mut over = pin!(end.reached(Stage::Over));
+        let (leaving, over) = (pin!(leave.reached(Stage::Leaving)), pin!(end.reached(Stage::Over)));
+        let (mut leaving, mut over) = (Rarely::new(leaving), Rarely::new(over));
         // A connection that comes while the pod is leaving is served, and then told to go elsewhere.
         let age = if self.drain.stage() >= Stage::Leaving { Duration::from_secs(1) } else { self.age() };
-        let mut timer = pin!(sleep(age));
+        let timer = pin!(sleep(age));
+        let mut timer = Rarely::new(timer);
         let mut moved = self.drain.stage() >= Stage::Leaving;
         // Over HTTP/1.1 its first answer says so already.
         activity.ending.set(moved && !activity.h2);
@@ -340,13 +344,13 @@ impl<H: Handler> Server<H> {
                 }
                 () = &mut leaving, if !moved => {
                     moved = true;
-                    self.end(connection.as_mut(), activity, timer.as_mut());
+                    self.end(connection.as_mut(), activity, timer.inner().as_mut());
                 }
                 () = &mut timer => {
                     if !activity.ending.get() {
-                        self.end(connection.as_mut(), activity, timer.as_mut());
+                        self.end(connection.as_mut(), activity, timer.inner().as_mut());
                     } else if let Some(later) = self.may_stay(activity) {
-                        timer.as_mut().reset(later.into());
+                        timer.inner().as_mut().reset(later.into());
                     } else {
                         connection.as_mut().graceful_shutdown();
                         let _ = timeout(LAST_WORDS, connection.as_mut()).await;
