@@ -45,6 +45,7 @@ pub mod metrics;
 pub mod memory;
 pub mod log;
 pub mod drain;
+pub mod deadlines;
 pub mod status;
 pub mod ready;
 pub mod source;
