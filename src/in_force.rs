@@ -58,19 +58,19 @@ pub struct RuleState {
 /// A place among the callbacks in flight, given back when it is dropped.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
-pub struct Slot(Arc<AtomicUsize>);
+pub struct Slot<'c>(&'c AtomicUsize);
 
-impl Drop for Slot {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Takes a place, where fewer than `limit` are taken.
-pub fn take_slot(count: &Arc<AtomicUsize>, limit: usize) -> Option<Slot> {
+pub fn take_slot(count: &AtomicUsize, limit: usize) -> Option<Slot<'_>> {
     let below = |taken: usize| (taken < limit).then_some(taken + 1);
     count.try_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
-    Some(Slot(Arc::clone(count)))
+    Some(Slot(count))
 }
 
 impl InForce {
@@ -118,7 +118,7 @@ impl InForce {
 
 impl RuleState {
     /// Takes a place among the callbacks of this rule.
-    pub fn take_slot(&self, limit: usize) -> Option<Slot> {
+    pub fn take_slot(&self, limit: usize) -> Option<Slot<'_>> {
         take_slot(&self.in_flight, limit)
     }
 
