@@ -45,7 +45,6 @@ pub mod metrics;
 pub mod memory;
 pub mod log;
 pub mod drain;
-pub mod deadlines;
 pub mod status;
 pub mod ready;
 pub mod source;
