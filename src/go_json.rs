@@ -18,7 +18,7 @@
 use std::borrow::Cow;
 
 pub use decode::decode;
-pub use tokens::{Tokens, plain_run};
+pub use tokens::Tokens;
 
 mod decode;
 mod tokens;

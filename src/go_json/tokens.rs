@@ -278,7 +278,7 @@ impl<'b> Tokens<'b> {
 }
 
 /// How many bytes from the start need no look in a string: no quote, no backslash, no control character.
-pub fn plain_run(bytes: &[u8]) -> usize {
+pub(super) fn plain_run(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES << 7;
     let mut run = 0;
