@@ -40,7 +40,7 @@ use crate::tls::Tls;
 mod page;
 
 /// Connections at once: kubelet's probes, a scraper or two, a person.
-const CONNECTIONS: usize = 64;
+pub const CONNECTIONS: usize = 64;
 
 /// How long the head of a request may take, and an idle connection stay.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -43,6 +43,7 @@ pub mod settle;
 pub mod in_force;
 pub mod metrics;
 pub mod memory;
+pub mod descriptors;
 pub mod log;
 pub mod drain;
 pub mod status;

@@ -59,7 +59,7 @@ const GONE_PATIENCE: Duration = Duration::from_secs(2);
 const GONE_RETRY: Duration = Duration::from_millis(20);
 
 /// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
-const KEPT_CONNECTIONS: usize = 100;
+pub const KEPT_CONNECTIONS: usize = 100;
 
 /// Most interim (1xx) answers before the real one.
 const INTERIM_LIMIT: usize = 16;

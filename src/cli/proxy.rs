@@ -15,8 +15,9 @@ use tracing::{error, info, warn};
 
 use self::certificate::Certificate;
 use super::args::{self, ADMIN_PORT, LISTEN_PORT};
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::basic_auth::{self, BasicAuth};
+use crate::descriptors::{self, Shortage};
 use crate::drain::{self, Drain, Stage};
 use crate::files::Fingerprint;
 use crate::held::Held;
@@ -31,6 +32,7 @@ use crate::source::cache::{Cache, Kept};
 use crate::source::{self, Publisher};
 use crate::status::Recent;
 use crate::tls::{self, Tls};
+use crate::upstream::KEPT_CONNECTIONS;
 
 pub(super) use certificate::load_client_ca;
 
@@ -42,12 +44,17 @@ const BEFORE_THE_KILL: Duration = Duration::from_secs(1);
 /// How long callbacks that were cut short have to be written out.
 const LAST_WRITES: Duration = Duration::from_millis(500);
 
+/// Open files that no flag counts: listeners, runtimes, signals, the log, files that are read, the API server.
+const OTHER_FILES: usize = 64;
+
 /// How often the end looks whether it is over.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Runs the proxy to its end and gives the exit code.
 pub fn run(config: args::Proxy) -> u8 {
     let started = Instant::now();
+    // While there is one thread.
+    let descriptors = descriptors::reserve(open_files(&config));
     // kube's client takes the process's; everything else is handed its own.
     let _ = tls::provider().as_ref().clone().install_default();
     let queue = log::Queue::start(std::io::stdout());
@@ -55,6 +62,7 @@ pub fn run(config: args::Proxy) -> u8 {
     let code = match Loaded::new(&config, &queue, started) {
         Ok(loaded) => {
             warn_of_a_short_grace_period(&config);
+            warn_of_few_descriptors(descriptors);
             loaded.serve(&config)
         }
         Err(problems) => {
@@ -272,6 +280,23 @@ async fn live(
 
 /// Says what of the two drain flags the grace period leaves no time for: the end is cut short to fit, and callbacks that
 /// would have had an answer of the app get the fallback for `draining`.
+/// Most files that the process has open at once, by its bounds: callers, the app, idle connections to it, the admin port.
+fn open_files(config: &args::Proxy) -> u64 {
+    let bounds = config.max_connections + config.max_in_flight + config.workers * KEPT_CONNECTIONS;
+    (bounds + admin::CONNECTIONS + OTHER_FILES) as u64
+}
+
+fn warn_of_few_descriptors(descriptors: Result<(), Shortage>) {
+    if let Err(Shortage { wanted, limit }) = descriptors {
+        warn!(
+            wanted,
+            limit,
+            "--max-connections and --max-in-flight add up to more open files than the system allows this process (ulimit \
+             -Hn): beyond the limit new connections wait, and the app counts as unreachable. Raise it, or lower the flags"
+        );
+    }
+}
+
 fn warn_of_a_short_grace_period(config: &args::Proxy) {
     let wanted = config.drain_delay + config.drain_timeout + 2 * LAST_WRITES + BEFORE_THE_KILL;
     if wanted > config.grace_period {

@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use tokio::net::TcpStream;
-
 use crate::support::app::ALLOW;
-use crate::support::caller::{plain, try_secure};
+use crate::support::caller::try_secure;
 use crate::support::{Act, App, Asked, Authority, Call, Caller, Gate, Guard, within};
 
 const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
@@ -259,42 +257,6 @@ async fn a_certificate_made_at_the_start_is_served() {
     assert!(try_secure(&guard, trusting).await.is_err(), "nobody has signed it");
     guard.wait_for_metric("callback_guard_tls_handshake_failures_total{reason=\"unknown-ca\"}", 1.0).await;
     assert!(guard.metric("callback_guard_certificate_expiry_timestamp_seconds") > 0.0);
-}
-
-/// Sets the most descriptors that a running process may have open.
-fn limit_descriptors(guard: &Guard, limit: libc::rlim_t) {
-    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
-    let pid = libc::pid_t::try_from(guard.pid()).expect("a pid");
-    // SAFETY: the new limit is read during the call alone, and the old one is not asked for.
-    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-}
-
-#[tokio::test]
-async fn without_descriptors_new_connections_wait_and_those_that_are_there_are_answered() {
-    let app = App::allowing();
-    let guard = Guard::with("").upstream(&app).start();
-    let mut first = Caller::h2(&guard).await;
-    assert_eq!(first.send(&Call::new(COMMAND)).await.told(), UPSTREAM);
-    limit_descriptors(&guard, 64);
-    let mut silent = Vec::new();
-    for _ in 0..80 {
-        silent.push(plain(&guard).await);
-    }
-    let line = guard.wait_for_log(|line| line.contains("A connection cannot be accepted; trying again"));
-    assert!(line.contains("Too many open files"), "{line}");
-    for _ in 0..20 {
-        assert_eq!(first.send(&Call::new(COMMAND)).await.told(), UPSTREAM, "the app's connection is kept");
-    }
-    let waiting = tokio::spawn(TcpStream::connect(guard.listen()));
-    let waiting = within("the queue", waiting).await.expect("no panic");
-    drop((silent, waiting));
-    assert_eq!(Caller::h1(&guard).await.send(&Call::new(COMMAND)).await.told(), UPSTREAM);
-    assert_eq!(guard.admin("/readyz").0, 200);
-    assert_eq!(guard.metric("callback_guard_panics_total"), 0.0);
-    let lines = guard.log_lines();
-    let told = lines.iter().filter(|line| line.contains("A connection cannot be accepted")).count();
-    assert!(told < 200, "{told} lines");
 }
 
 #[tokio::test]

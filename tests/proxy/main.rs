@@ -8,6 +8,7 @@ mod cache;
 mod callers;
 mod cluster;
 mod config_map;
+mod descriptors;
 mod drain;
 mod effects;
 mod hostile;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -29,6 +30,8 @@ pub(crate) struct Builder {
     policy: String,
     flags: Vec<OsString>,
     environment: Vec<(String, String)>,
+    /// The soft and the hard limit of open files, where they are not those of the tests.
+    open_files: Option<[libc::rlim_t; 2]>,
 }
 
 /// What it was when it did not start.
@@ -41,7 +44,13 @@ pub(crate) struct Ended {
 impl Guard {
     /// A guard with this policy. The file is there, also for an empty text, which is the built-in policy.
     pub(crate) fn with(policy: impl Into<String>) -> Builder {
-        Builder { folder: Folder::new(), policy: policy.into(), flags: Vec::new(), environment: Vec::new() }
+        Builder {
+            folder: Folder::new(),
+            policy: policy.into(),
+            flags: Vec::new(),
+            environment: Vec::new(),
+            open_files: None,
+        }
     }
 
     pub(crate) fn listen(&self) -> SocketAddr {
@@ -249,6 +258,12 @@ impl Builder {
         self
     }
 
+    /// The limits of open files that it finds.
+    pub(crate) fn open_files(mut self, soft: libc::rlim_t, hard: libc::rlim_t) -> Builder {
+        self.open_files = Some([soft, hard]);
+        self
+    }
+
     /// The folder, before the start.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -294,7 +309,7 @@ impl Builder {
     }
 
     fn spawn(self) -> (Child, Folder, Arc<Lines>, Arc<Lines>) {
-        let Builder { folder, policy, flags, environment } = self;
+        let Builder { folder, policy, flags, environment, open_files } = self;
         let given = |name: &str| flags.iter().any(|flag| flag == name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_callback-guard"));
         command.arg("proxy");
@@ -319,6 +334,16 @@ impl Builder {
         }
         command.envs(environment);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some([soft, hard]) = open_files {
+            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            // SAFETY: one system call, which reads the limit that was moved into the closure.
+            unsafe {
+                command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                });
+            }
+        }
         let mut child = command.spawn().expect("the binary starts");
         let out = Lines::of(child.stdout.take().expect("a pipe"));
         let errors = Lines::of(child.stderr.take().expect("a pipe"));
