@@ -248,6 +248,13 @@ pub(crate) fn bind_to(command: &mut Command, core: usize) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// Makes room for every socket of a bench, as `src/descriptors.rs` does for the guard and for the same reason: the callers
+/// would wait too. To be called before there is a second thread.
+pub(crate) fn reserve_descriptors() -> Result<(), String> {
+    callback_guard::descriptors::reserve(4096)
+        .map_err(|shortage| format!("needs {} open files, {} are allowed", shortage.wanted, shortage.limit))
+}
+
 /// Keeps the calling thread on one core, and all that it starts from now on.
 pub(crate) fn pin(core: usize) -> io::Result<()> {
     // SAFETY: the set is plain bits, made here and read by the call.
@@ -257,6 +264,21 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts the calling thread before every thread of an ordinary priority. Needs root, or `CAP_SYS_NICE`.
+pub(crate) fn go_before_all() -> io::Result<()> {
+    // SAFETY: the parameter is read by the call alone.
+    let result = unsafe {
+        let mut parameter: libc::sched_param = std::mem::zeroed();
+        parameter.sched_priority = 50;
+        libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter)
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(io::Error::new(error.kind(), format!("SCHED_FIFO, for which this needs to be root: {error}")))
 }
 
 /// Sleeps; no runtime runs on a thread that calls this.
