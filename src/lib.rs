@@ -46,6 +46,7 @@ pub mod memory;
 pub mod descriptors;
 pub mod log;
 pub mod drain;
+pub mod deadlines;
 pub mod status;
 pub mod ready;
 pub mod source;

@@ -217,24 +217,27 @@ impl Decision<'_> {
         }
     }
 
-    /// The line, its newline included, appended to `line`.
-    pub fn write(&self, line: &mut String, format: Format, now: SystemTime) {
+    /// The line, its newline included, appended to `line`; `stamp` is a [`timestamp`].
+    pub fn write(&self, line: &mut String, format: Format, stamp: &str) {
         match format {
-            Format::Json => self.json(line, now),
-            Format::Text => self.text(line, now),
+            Format::Json => self.json(line, stamp),
+            Format::Text => self.text(line, stamp),
         }
     }
 
     fn shown_id(&self) -> &str {
+        if self.operation_id.len() <= SHOWN_OPERATION_ID {
+            return self.operation_id;
+        }
         match self.operation_id.char_indices().nth(SHOWN_OPERATION_ID) {
             Some((end, _)) => &self.operation_id[..end],
             None => self.operation_id,
         }
     }
 
-    fn json(&self, line: &mut String, now: SystemTime) {
+    fn json(&self, line: &mut String, stamp: &str) {
         line.push_str("{\"timestamp\":\"");
-        timestamp(line, now);
+        line.push_str(stamp);
         line.push_str("\",\"level\":\"");
         line.push_str(if self.is_warning() { "WARN" } else { "INFO" });
         line.push_str("\",\"message\":\"Callback answered\",\"operationID\":");
@@ -270,11 +273,9 @@ impl Decision<'_> {
         line.push_str("}\n");
     }
 
-    fn text(&self, line: &mut String, now: SystemTime) {
-        let mut stamp = String::new();
-        timestamp(&mut stamp, now);
+    fn text(&self, line: &mut String, stamp: &str) {
         let level = if self.is_warning() { "WARN" } else { "INFO" };
-        let _ = write!(line, "{} {level:>5} ", stamp.get(11..23).unwrap_or(&stamp));
+        let _ = write!(line, "{} {level:>5} ", stamp.get(11..23).unwrap_or(stamp));
         match self.verdict {
             Verdict::Allow => line.push_str("allow     "),
             Verdict::Deny { code } => {
@@ -340,6 +341,33 @@ fn quoted(line: &mut String, text: &str) {
     line.push('"');
 }
 
+/// Where the milliseconds stand in a [`timestamp`].
+const MILLIS_AT: usize = "2000-01-01T00:00:00.".len();
+
+/// The time of the last line. Of the next one mostly the milliseconds alone are new.
+#[derive(Debug, Default)]
+pub struct Clock {
+    second: u64,
+    stamp: String,
+}
+
+impl Clock {
+    /// The [`timestamp`] of this time.
+    pub fn stamp(&mut self, now: SystemTime) -> &str {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if since.as_secs() == self.second && !self.stamp.is_empty() {
+            self.stamp.truncate(MILLIS_AT);
+            digits(&mut self.stamp, since.subsec_millis().into(), 3);
+            self.stamp.push('Z');
+        } else {
+            self.second = since.as_secs();
+            self.stamp.clear();
+            timestamp(&mut self.stamp, now);
+        }
+        &self.stamp
+    }
+}
+
 /// RFC 3339 in UTC with milliseconds, appended. Days become a date by Howard Hinnant's `civil_from_days`
 /// (<https://howardhinnant.github.io/date_algorithms.html>).
 pub fn timestamp(line: &mut String, now: SystemTime) {
@@ -398,6 +426,17 @@ mod tests {
         assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00.000Z");
     }
 
+    #[test]
+    fn a_clock_tells_the_time_of_each_line() {
+        let mut clock = Clock::default();
+        for millis in [0, 7, 999, 1000, 1999, 1500, 951_868_799_999, 951_868_800_000] {
+            let now = UNIX_EPOCH + Duration::from_millis(millis);
+            let mut expected = String::new();
+            timestamp(&mut expected, now);
+            assert_eq!(clock.stamp(now), expected);
+        }
+    }
+
     fn decision() -> Decision<'static> {
         Decision {
             operation_id: "16464\"\n",
@@ -417,7 +456,7 @@ mod tests {
     #[test]
     fn a_decision_is_one_json_object_with_its_fields() {
         let mut line = String::new();
-        decision().write(&mut line, Format::Json, UNIX_EPOCH);
+        decision().write(&mut line, Format::Json, &at(0));
         assert!(line.ends_with("}\n") && line.matches('\n').count() == 1);
         let json: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         for (key, expected) in [
@@ -440,10 +479,10 @@ mod tests {
     fn a_long_operation_id_is_cut_and_a_line_for_people_has_no_control_characters() {
         let long = "é".repeat(40_000);
         let mut line = String::new();
-        Decision { operation_id: &long, ..decision() }.write(&mut line, Format::Json, UNIX_EPOCH);
+        Decision { operation_id: &long, ..decision() }.write(&mut line, Format::Json, &at(0));
         assert!(line.len() < 1000, "{} bytes", line.len());
         line.clear();
-        decision().write(&mut line, Format::Text, UNIX_EPOCH);
+        decision().write(&mut line, Format::Text, &at(0));
         assert_eq!(line.matches('\n').count(), 1);
     }
 

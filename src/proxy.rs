@@ -10,6 +10,7 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -31,6 +32,7 @@ use crate::callback::subject::Subject;
 use crate::callback::target::{Target, UpstreamForm};
 use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
 use crate::cause::Cause;
+use crate::deadlines::{Deadlines, End};
 use crate::drain::{self, Stage};
 use crate::held::{Held, Holding};
 use crate::in_force::{InForce, take_slot};
@@ -99,9 +101,11 @@ pub struct Proxy {
     upstream: Upstream,
     recorder: Recorder,
     drain: drain::Watch,
+    deadlines: Deadlines,
     /// The rule's name of what no rule matched.
     no_rule: Arc<str>,
     line: RefCell<String>,
+    clock: RefCell<log::Clock>,
     generated: Cell<u64>,
 }
 
@@ -171,14 +175,20 @@ impl Handler for Proxy {
 }
 
 impl Proxy {
-    /// A proxy for one worker.
+    /// A proxy for one worker, which must [`keep_time`](Self::keep_time) beside it.
     pub fn new(shared: Arc<Shared>, drain: drain::Watch) -> Proxy {
         let Config { upstream, max_answer_size, max_header_size, .. } = &shared.config;
         let upstream =
             Upstream::new(upstream.clone(), *max_answer_size, *max_header_size, shared.held.clone());
         let recorder = Recorder::new(Arc::clone(&shared.metrics));
-        let (line, generated) = (RefCell::default(), Cell::new(0));
-        Proxy { shared, upstream, recorder, drain, no_rule: Arc::from("none"), line, generated }
+        let (line, clock, generated) = (RefCell::default(), RefCell::default(), Cell::new(0));
+        let (deadlines, no_rule) = (Deadlines::default(), Arc::from("none"));
+        Proxy { shared, upstream, recorder, drain, deadlines, no_rule, line, clock, generated }
+    }
+
+    /// Ends each callback by its deadline, for ever.
+    pub async fn keep_time(&self) -> Infallible {
+        self.deadlines.keep(self.drain.clone()).await
     }
 
     async fn reply<B: Body<Data = Bytes>>(
@@ -198,11 +208,13 @@ impl Proxy {
             self.discard(body, until).await;
             return self.rejected(&head, &rejection, in_force, notes);
         }
-        let mut drain = self.drain.clone();
         let read = tokio::select! {
             biased;
-            read = wire::read(body.as_mut(), config.max_request_size, &self.shared.held, until) => read,
-            () = drain.reached(Stage::Cut) => Err(ReadFault::Ending),
+            read = wire::read(body.as_mut(), config.max_request_size, &self.shared.held) => read,
+            end = self.deadlines.wait(until) => Err(match end {
+                End::Deadline => ReadFault::Slow,
+                End::Cut => ReadFault::Ending,
+            }),
         };
         let (bytes, holding) = match read {
             Ok(read) => read,
@@ -268,7 +280,7 @@ impl Proxy {
         let policy = &in_force.policy;
         let waiting = Waiting { proxy: self, callback, started };
         let noticed: Findings = callback.wrong_type().map(|_| Finding::FieldType).into_iter().collect();
-        let reply = match policy.decide(&callback.subject(), in_force.over.as_ref(), SystemTime::now()) {
+        let reply = match policy.decide(&callback.subject(), in_force.over.as_ref(), time(in_force)) {
             Decision::Answer { answer, by } => {
                 notes.decided_by(by);
                 Reply::rule(answer, callback, noticed)
@@ -343,18 +355,17 @@ impl Proxy {
         };
         let buffer = self.upstream.head_buffer();
         let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left, buffer);
-        let mut drain = self.drain.clone();
         let ending = || self.drain.stage() >= Stage::Leaving;
         let refused = Cell::new(false);
-        let patience = Patience { until: wake, ending: &ending, refused: &refused };
+        let patience = Patience { now: asked, until: wake, ending: &ending, refused: &refused };
         let answered = tokio::select! {
             biased;
             answered = self.upstream.exchange(head, callback.body(), patience) => answered,
-            () = tokio::time::sleep_until(wake.into()) => Err(match refused.get() {
-                true => self.upstream.refused(),
-                false => Failure::Timeout { doing: "waiting for the app" },
+            end = self.deadlines.wait(wake) => Err(match end {
+                End::Deadline if refused.get() => self.upstream.refused(),
+                End::Deadline => Failure::Timeout { doing: "waiting for the app" },
+                End::Cut => Failure::Draining,
             }),
-            () = drain.reached(Stage::Cut) => Err(Failure::Draining),
         };
         self.shared.metrics.upstream(asked.elapsed());
         answered.map_or_else(Outcome::Failed, Outcome::Answered)
@@ -405,7 +416,7 @@ impl Proxy {
         let command = notes.name_by_head(head, &target);
         notes.detail = Some(detail.to_owned());
         let subject = Subject { name: target.name(), command, ..Subject::default() };
-        match in_force.policy.decide(&subject, in_force.over.as_ref(), SystemTime::now()) {
+        match in_force.policy.decide(&subject, in_force.over.as_ref(), time(in_force)) {
             Decision::Answer { answer, by } => {
                 notes.decided_by(by);
                 let deny = Answer::Deny(in_force.policy.default_deny());
@@ -460,7 +471,9 @@ impl Proxy {
         };
         let mut line = self.line.borrow_mut();
         line.clear();
-        decision.write(&mut line, Format::Json, SystemTime::now());
+        let mut clock = self.clock.borrow_mut();
+        let stamp = clock.stamp(SystemTime::now());
+        decision.write(&mut line, Format::Json, stamp);
         self.shared.recent.push(&line);
         let level = if decision.is_warning() { LevelFilter::WARN } else { LevelFilter::INFO };
         if level > self.shared.config.log_level {
@@ -468,7 +481,7 @@ impl Proxy {
         }
         if self.shared.config.log_format == Format::Text {
             line.clear();
-            decision.write(&mut line, Format::Text, SystemTime::now());
+            decision.write(&mut line, Format::Text, stamp);
         }
         self.shared.log.push(line.as_bytes());
     }
@@ -479,6 +492,11 @@ impl Proxy {
         self.generated.set(self.generated.get() + 1);
         format!("guard-{:016x}", RandomState::new().hash_one((self.generated.get(), SystemTime::now())))
     }
+}
+
+/// The time, where the policy looks at it: an override ends by itself.
+fn time(in_force: &InForce) -> SystemTime {
+    if in_force.over.is_some() { SystemTime::now() } else { SystemTime::UNIX_EPOCH }
 }
 
 /// A callback whose caller waits. Dropped, it tells that the caller did not wait long enough: OpenIM's own timeout is

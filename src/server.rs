@@ -35,7 +35,7 @@ use tracing::{debug, warn};
 use crate::drain::{Stage, Watch};
 use crate::metrics::Metrics;
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
-use rarely::Rarely;
+use rarely::{Gate, Rarely};
 use stream::{Activity, Caller, Watched};
 
 mod rarely;
@@ -244,6 +244,7 @@ impl<H: Handler> Server<H> {
             activity: Rc::clone(&activity),
             limit: self.limits.header_timeout,
             timer: None,
+            readable: Gate::new(),
         });
         let service = {
             let (server, activity) = (Rc::clone(&self), Rc::clone(&activity));

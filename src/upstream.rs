@@ -128,6 +128,8 @@ enum Presence {
 
 /// How long a caller lets an app that was there be waited for.
 pub struct Patience<'p> {
+    /// When the exchange begins.
+    pub now: Instant,
     /// A little before the deadline.
     pub until: Instant,
     /// Whether the pod is known to be ending: then there is nothing to wait for.
@@ -193,7 +195,7 @@ impl Upstream {
     }
 
     async fn sent_once(&self, request: &Request<'_>, patience: &Patience<'_>) -> Result<Answered, Ended> {
-        while let Some(connection) = self.kept_connection() {
+        while let Some(connection) = self.kept_connection(patience.now) {
             match self.run(connection, request).await {
                 // The app had closed this one before our bytes came: nothing was asked yet.
                 Err(Ended::Unread) => {}
@@ -213,8 +215,9 @@ impl Upstream {
         }
         tokio::time::sleep(GONE_RETRY).await;
         // What the deadline finds is the failure, and not the app's refusal.
-        let patience = Patience { until, ending: patience.ending, refused: &Cell::new(false) };
-        let limit = until.min(Instant::now() + GONE_PATIENCE);
+        let now = Instant::now();
+        let patience = Patience { now, until, ending: patience.ending, refused: &Cell::new(false) };
+        let limit = until.min(now + GONE_PATIENCE);
         // The connection is not kept: an app that serves one at a time would wait on it for a request.
         let _ = tokio::time::timeout_at(limit.into(), self.connect(&patience)).await;
     }
@@ -266,10 +269,10 @@ impl Upstream {
     }
 
     /// The connection that was used last, if it still is one.
-    fn kept_connection(&self) -> Option<Connection> {
+    fn kept_connection(&self, now: Instant) -> Option<Connection> {
         let mut kept = self.kept.borrow_mut();
         while let Some((connection, since)) = kept.pop() {
-            let idle = since.elapsed();
+            let idle = now.saturating_duration_since(since);
             if idle >= KEPT_IDLE {
                 // All below it have been idle for longer.
                 kept.clear();

@@ -44,28 +44,8 @@ pub enum ReadFault {
     Ending,
 }
 
-/// Reads a body whole: at most `limit` bytes, until `until`. What does not fit is not read on here; see [`discard`].
-pub async fn read<B>(
-    body: Pin<&mut B>,
-    limit: usize,
-    held: &Held,
-    until: Instant,
-) -> Result<(Bytes, Holding), ReadFault>
-where
-    B: Body<Data = Bytes>,
-{
-    let whole = read_whole(body, limit, held);
-    match tokio::time::timeout_at(until.into(), whole).await {
-        Ok(read) => read,
-        Err(_) => Err(ReadFault::Slow),
-    }
-}
-
-async fn read_whole<B>(
-    mut body: Pin<&mut B>,
-    limit: usize,
-    held: &Held,
-) -> Result<(Bytes, Holding), ReadFault>
+/// Reads a body whole: at most `limit` bytes. What does not fit is not read on here; see [`discard`].
+pub async fn read<B>(mut body: Pin<&mut B>, limit: usize, held: &Held) -> Result<(Bytes, Holding), ReadFault>
 where
     B: Body<Data = Bytes>,
 {
@@ -136,6 +116,14 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
             | header::PROXY_AUTHENTICATE
             | header::PROXY_AUTHORIZATION
     ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+}
+
+/// Whether a header of the app's goes no further: it belongs to the app's connection, or says something of its own address
+/// that a client could be led astray with, of its own time, or in our name.
+pub fn stays_behind(name: &HeaderName) -> bool {
+    is_hop_by_hop(name)
+        || matches!(*name, header::CONTENT_LENGTH | header::LOCATION | header::DATE)
+        || name.as_str().starts_with("callback-guard-")
 }
 
 /// Whether `Connection` names a header as belonging to the connection.
@@ -245,9 +233,7 @@ fn decimal(head: &mut Vec<u8>, mut number: u64) {
     head.extend_from_slice(&digits[at..]);
 }
 
-/// The answer as hyper writes it. Of the app's headers those of its connection stay behind, and those that a client
-/// of the app's address could be led astray with.
-/// A large body counts among the bytes held, by the share that comes along, until it is written.
+/// The answer as hyper writes it. A large body counts among the bytes held, by the share that comes along, until it is written.
 pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>> {
     const VERDICT: HeaderName = HeaderName::from_static("callback-guard-verdict");
     const ORIGIN: HeaderName = HeaderName::from_static("callback-guard-origin");
@@ -262,7 +248,7 @@ pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>>
     };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    *response.headers_mut() = from_app.map(for_openim).unwrap_or_default();
+    *response.headers_mut() = from_app.unwrap_or_default();
     let headers = response.headers_mut();
     headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
     headers.insert(
@@ -287,17 +273,6 @@ pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>>
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"callback-guard\""));
     }
     response
-}
-
-/// The app's headers without those that say something of its own address, its own time or in our name.
-fn for_openim(mut headers: HeaderMap) -> HeaderMap {
-    headers.remove(header::LOCATION);
-    headers.remove(header::DATE);
-    let is_ours = |name: &HeaderName| name.as_str().starts_with("callback-guard-");
-    while let Some(name) = headers.keys().find(|name| is_ours(name)).cloned() {
-        headers.remove(name);
-    }
-    headers
 }
 
 /// Writes what there is in one call. One slice is sent, which costs the kernel less than a vector of one.

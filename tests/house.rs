@@ -152,12 +152,13 @@ fn floors_point_down() {
 
 /// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
 /// another step towards a knot, and has a reason.
-const EDGES: [(&str, &str, &str); 13] = [
+const EDGES: [(&str, &str, &str); 14] = [
     ("wire", "held", "a body is read under its share of the bytes held"),
     ("tls", "files", "certificates are watched files"),
     ("basic_auth", "files", "credentials are a watched file"),
     ("upstream", "held", "an answer is read under its share of the bytes held"),
     ("upstream", "wire", "both sides write slices and drop headers of one hop in the same way"),
+    ("deadlines", "drain", "the cut of the drain is every wait's end"),
     ("settle", "upstream", "an outcome is what it settles"),
     ("metrics", "in_force", "the policy in force is a gauge"),
     ("memory", "metrics", "resident memory is a gauge"),

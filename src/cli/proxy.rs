@@ -369,8 +369,9 @@ impl Workers {
             let _dead = Dead(dead);
             let alive = drain.clone();
             let metrics = Arc::clone(&shared.metrics);
-            local_runtime().block_on(async {
-                let handler = Rc::new(Proxy::new(shared, drain.clone()));
+            let handler = Rc::new(Proxy::new(shared, drain.clone()));
+            let keeper = Rc::clone(&handler);
+            let serve = async {
                 let server =
                     Server { handler, tls, limits, connections, metrics: Arc::clone(&metrics), drain };
                 drop(latch);
@@ -382,6 +383,13 @@ impl Workers {
                 let mut over = alive.clone();
                 over.reached(Stage::Over).await;
                 wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;
+            };
+            local_runtime().block_on(async {
+                tokio::select! {
+                    biased;
+                    never = keeper.keep_time() => match never {},
+                    () = serve => {}
+                }
             });
         };
         let started = thread::Builder::new().name("worker".to_owned()).spawn(work);

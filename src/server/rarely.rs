@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Knows whether something that was polled to no avail was woken since. In between a look is one load, where a
+/// Knows whether something that was polled to no avail was woken since. In between a look is one load, where a socket, a
 /// timer or a watched value would take its lock, for each of several polls a callback.
-struct Gate {
+pub(super) struct Gate {
     woken: Arc<Woken>,
     /// `woken` as the waker of what is polled.
     waker: Waker,
@@ -34,19 +34,23 @@ impl Wake for Woken {
 
 impl Gate {
     /// Open for the first poll.
-    fn new() -> Gate {
+    pub(super) fn new() -> Gate {
         let task = Waker::noop();
         let woken = Arc::new(Woken { due: AtomicBool::new(true), task: Mutex::new(task.clone()) });
         Gate { waker: Waker::from(Arc::clone(&woken)), woken, task: task.clone() }
     }
 
     /// Opens it for the next poll.
-    fn open(&self) {
+    pub(super) fn open(&self) {
         self.woken.due.store(true, Ordering::Release);
     }
 
     /// Polls where it is open. It closes with a poll that is pending, until that is woken.
-    fn poll<T>(&mut self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    pub(super) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
         if !self.task.will_wake(cx.waker()) {
             self.task.clone_from(cx.waker());
             self.woken.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(cx.waker());

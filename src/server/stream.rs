@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
+use super::rarely::Gate;
 use crate::wire;
 
 /// The client's half of the HTTP/2 preface (RFC 9113, section 3.4).
@@ -129,6 +130,8 @@ pub(super) struct Watched {
     pub(super) activity: Rc<Activity>,
     pub(super) limit: Duration,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
+    /// hyper reads several times a callback; the socket has something once.
+    pub(super) readable: Gate,
 }
 
 impl AsyncRead for Watched {
@@ -139,7 +142,8 @@ impl AsyncRead for Watched {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let stream = Pin::new(&mut this.stream);
+        let read = this.readable.poll(cx, |cx| stream.poll_read(cx, buffer));
         let activity = &this.activity;
         if read.is_ready() {
             activity.unread_head.set(activity.unread_head.get() + buffer.filled().len() - before);

@@ -51,21 +51,24 @@ pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> 
     let code =
         parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| not_http("no status"))?;
     let fields = &*parsed.headers;
-    let says = |token: &str| {
+    let tokens = || {
         let tokens = named(fields, "connection").flat_map(|value| value.split(|byte| *byte == b','));
-        tokens.map(<[u8]>::trim_ascii).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
+        tokens.map(<[u8]>::trim_ascii)
     };
+    let says = |token: &str| tokens().any(|found| found.eq_ignore_ascii_case(token.as_bytes()));
+    let names_headers = tokens()
+        .any(|token| !token.eq_ignore_ascii_case(b"close") && !token.eq_ignore_ascii_case(b"keep-alive"));
     let newer = parsed.version == Some(1);
     let mut keep_alive = if newer { !says("close") } else { says("keep-alive") };
     let framing = framing(code, fields, &mut keep_alive)?;
     let mut headers = HeaderMap::with_capacity(fields.len());
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| not_http("a header's value"))?;
-        // What belongs to this connection ends here.
-        if !wire::is_hop_by_hop(&name) && name != header::CONTENT_LENGTH && !says(field.name) {
-            headers.append(name, value);
+        if wire::stays_behind(&name) || (names_headers && says(field.name)) {
+            continue;
         }
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| not_http("a header's value"))?;
+        headers.append(name, value);
     }
     Ok(Some((length, Head { status: code, headers, framing, keep_alive })))
 }

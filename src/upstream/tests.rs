@@ -356,7 +356,7 @@ async fn ask_with(
 ) -> Result<Answered, Failure> {
     let body = body.into();
     let (until, refused) = (Instant::now() + Duration::from_secs(30), Cell::new(false));
-    let patience = Patience { until, ending, refused: &refused };
+    let patience = Patience { now: Instant::now(), until, ending, refused: &refused };
     let exchange = upstream.exchange(head_for(body.len()), &body, patience);
     tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an exchange that comes to an end")
 }
@@ -897,7 +897,7 @@ async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_
         upstream.presence.set(presence);
         looks.set(0);
         let (until, refused) = (Instant::now() + Duration::from_secs(wait), Cell::new(false));
-        let patience = Patience { until, ending: &ending, refused: &refused };
+        let patience = Patience { now: Instant::now(), until, ending: &ending, refused: &refused };
         let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
         assert_eq!((words(&outcome).as_str(), looks.get()), ("unreachable", looked), "{presence:?} {wait}");
     }
@@ -946,7 +946,7 @@ async fn lost(loss: Loss, reset: bool, patience: Duration) -> Lost {
         loss == Loss::Gone && looks.get() == 10
     };
     let (until, refused) = (Instant::now() + patience, Cell::new(false));
-    let patience = Patience { until, ending: &ending, refused: &refused };
+    let patience = Patience { now: Instant::now(), until, ending: &ending, refused: &refused };
     let body = Bytes::from_static(b"callback");
     let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
     assert!(!refused.get(), "its callback was sent: a deadline finds no refusal");
