@@ -10,7 +10,7 @@
 //! meanwhile. So on each core a thread that goes before every other one (`SCHED_FIFO`) sleeps for half a millisecond, again and
 //! again, and notes where it was woken late: what it could not do, neither guard nor caller could. The column `less pauses`
 //! is the p99.99 of lateness less the pauses noted near the two ends of each callback; what is left is the guard's, the
-//! callers' and the app's own.
+//! callers' and the app's own. Who may not have such a thread (it needs root, or `CAP_SYS_NICE`) gets no such column.
 //!
 //! The program measured is the one `cargo build --release` makes, and the bench has cargo make it first; see
 //! `guard_program` in `benches/support`.
@@ -294,6 +294,8 @@ struct Watcher {
 struct Watched {
     late: Vec<Duration>,
     pauses: Vec<Pause>,
+    /// Why it did not go before all others: then what it saw may be the load's own doing, and is no pause.
+    among_others: Option<String>,
 }
 
 impl Watcher {
@@ -306,14 +308,14 @@ impl Watcher {
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             support::pin(core)?;
-            support::go_before_all()?;
-            let mut watched = Watched { late: Vec::new(), pauses: Vec::new() };
+            let among_others = support::go_before_all().err().map(|error| error.to_string());
+            let mut watched = Watched { late: Vec::new(), pauses: Vec::new(), among_others };
             while !stopped.load(Ordering::Relaxed) {
                 let due = Instant::now() + Self::STEP;
                 support::pause(Self::STEP);
                 let woken = Instant::now();
                 let mut behind = woken.saturating_duration_since(due);
-                if behind >= Self::PAUSE {
+                if behind >= Self::PAUSE && watched.among_others.is_none() {
                     watched.pauses.push((due, woken));
                 }
                 watched.late.push(behind);
