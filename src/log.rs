@@ -30,6 +30,9 @@ const QUEUE_BYTES: usize = 1 << 20;
 /// How long the writer lets lines gather behind the first one.
 const GATHER: Duration = Duration::from_millis(10);
 
+/// How long the time of day may be worked out from the monotonic clock.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long the end of the process waits for the last lines.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -344,17 +347,33 @@ fn quoted(line: &mut String, text: &str) {
 /// Where the milliseconds stand in a [`timestamp`].
 const MILLIS_AT: usize = "2000-01-01T00:00:00.".len();
 
-/// The time of the last line. Of the next one mostly the milliseconds alone are new.
+/// The time of the last line. Of the next one mostly the milliseconds alone are new, and those are told by the clock that
+/// has been read anyway: the time of day is asked once a second.
 #[derive(Debug, Default)]
 pub struct Clock {
+    read: Option<(Instant, SystemTime)>,
     second: u64,
     stamp: String,
 }
 
 impl Clock {
-    /// The [`timestamp`] of this time.
-    pub fn stamp(&mut self, now: SystemTime) -> &str {
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    /// The [`timestamp`] of this moment.
+    pub fn stamp(&mut self, now: Instant) -> &str {
+        let time = match self.read {
+            Some((at, time)) if now.saturating_duration_since(at) < READ_AGAIN => {
+                time + now.saturating_duration_since(at)
+            }
+            _ => {
+                let time = SystemTime::now();
+                self.read = Some((now, time));
+                time
+            }
+        };
+        self.of(time)
+    }
+
+    fn of(&mut self, time: SystemTime) -> &str {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         if since.as_secs() == self.second && !self.stamp.is_empty() {
             self.stamp.truncate(MILLIS_AT);
             digits(&mut self.stamp, since.subsec_millis().into(), 3);
@@ -362,7 +381,7 @@ impl Clock {
         } else {
             self.second = since.as_secs();
             self.stamp.clear();
-            timestamp(&mut self.stamp, now);
+            timestamp(&mut self.stamp, time);
         }
         &self.stamp
     }
@@ -433,8 +452,22 @@ mod tests {
             let now = UNIX_EPOCH + Duration::from_millis(millis);
             let mut expected = String::new();
             timestamp(&mut expected, now);
-            assert_eq!(clock.stamp(now), expected);
+            assert_eq!(clock.of(now), expected);
         }
+    }
+
+    #[test]
+    fn a_clock_asks_for_the_time_of_day_once_a_second() {
+        let mut clock = Clock::default();
+        let begun = Instant::now();
+        let stamp = |clock: &mut Clock, millis| clock.stamp(begun + Duration::from_millis(millis)).to_owned();
+        let first = stamp(&mut clock, 0);
+        let read = clock.read;
+        clock.read = read.map(|(at, _)| (at, UNIX_EPOCH));
+        assert_eq!(stamp(&mut clock, 999), "1970-01-01T00:00:00.999Z");
+        // In between it may have been set.
+        assert!(stamp(&mut clock, 1000) >= first);
+        assert_ne!(clock.read, read);
     }
 
     fn decision() -> Decision<'static> {

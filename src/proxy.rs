@@ -472,7 +472,7 @@ impl Proxy {
         let mut line = self.line.borrow_mut();
         line.clear();
         let mut clock = self.clock.borrow_mut();
-        let stamp = clock.stamp(SystemTime::now());
+        let stamp = clock.stamp(now);
         decision.write(&mut line, Format::Json, stamp);
         self.shared.recent.push(&line);
         let level = if decision.is_warning() { LevelFilter::WARN } else { LevelFilter::INFO };

@@ -50,6 +50,10 @@ const KEPT_IDLE: Duration = Duration::from_secs(1);
 /// sockets far more often; behind a longer pause the kernel is asked, which costs a fiftieth of a callback.
 const BELIEVED: Duration = Duration::from_millis(5);
 
+/// The plainest congestion control there is, which every Linux has and any process may choose. Loopback loses nothing and has no
+/// rate to find out; where the system's choice is BBR its model and its pacing timers are work for nothing.
+const LOOPBACK_CONGESTION: &[u8] = b"reno";
+
 /// How long an app that was there is waited for, from its first refusal. A hook ran 0.9 s after the deletion of its pod
 /// on a real kubelet.
 const GONE_PATIENCE: Duration = Duration::from_secs(2);
@@ -378,6 +382,9 @@ impl Connection {
         if let Stream::Tcp(tcp) = &stream {
             // A socket that cannot be told to send at once still works, a little later.
             let _ = tcp.set_nodelay(true);
+            if tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+                let _ = socket2::SockRef::from(tcp).set_tcp_congestion(LOOPBACK_CONGESTION);
+            }
             written = TcpInfo::of(tcp.as_fd()).map_or(0, |info| info.bytes_acked);
         }
         Ok(Connection { stream, buffer: BytesMut::new(), written })
