@@ -365,6 +365,15 @@ fn the_document_of_causes_and_commands_is_what_the_tables_say() {
 }
 
 #[test]
+fn the_readme_has_every_cause_in_the_words_of_the_table() {
+    let readme = read("README.md");
+    let (_, rest) = readme.split_once("| cause | when |\n|---|---|\n").expect("the README's table of causes");
+    let shown: Vec<_> = rest.lines().take_while(|line| line.starts_with('|')).collect();
+    let row = |cause: Cause| format!("| `{}` | {} |", cause.label(), cause.when());
+    assert_eq!(shown, Cause::ALL.map(row));
+}
+
+#[test]
 fn the_document_of_annotations_is_the_table_the_program_uses() {
     let mut text = String::from(
         "# The sidecar in a pod\n\nGenerated from the tables that the program uses (`src/sidecar/`).\n\n\
