@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use super::cluster::{Cluster, eventually};
+use super::cluster::{Cluster, Stage, can_hold, eventually};
 
 /// Everything that must be gone after its end.
 #[derive(Debug)]
@@ -21,18 +21,7 @@ impl Remains {
     /// Of a cluster that stands: the holder's descendants, the containers among them, and their namespaces.
     pub(crate) fn of(cluster: &Cluster) -> Remains {
         let all = processes();
-        let mut members = BTreeSet::from([cluster.holder()]);
-        loop {
-            let more: Vec<u32> = all
-                .iter()
-                .filter(|process| members.contains(&process.parent) && !members.contains(&process.pid))
-                .map(|process| process.pid)
-                .collect();
-            if more.is_empty() {
-                break;
-            }
-            members.extend(more);
-        }
+        let mut members = descendants(&all, cluster.holder());
         let ours = namespaces("self");
         let namespaces =
             members.iter().flat_map(|pid| namespaces(&pid.to_string())).filter(|name| !ours.contains(name));
@@ -60,13 +49,8 @@ impl Remains {
             if self.processes.contains(&(process.pid, process.began.clone())) {
                 left.push(format!("process {} {}", process.pid, process.name));
             }
-            let shared = namespaces(&process.pid.to_string());
-            left.extend(
-                shared
-                    .intersection(&self.namespaces)
-                    .map(|name| format!("{name} of process {}", process.pid)),
-            );
         }
+        left.extend(orphans_in(&self.namespaces));
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("Linux");
         let folder = self.folder.to_string_lossy();
         left.extend(
@@ -79,6 +63,35 @@ impl Remains {
         assert!(left.is_empty(), "left behind: {left:#?}");
         let device = PathBuf::from(format!("/sys/class/net/callguard{}", self.number));
         eventually("the end of the network device", || (!device.exists()).then_some(()));
+    }
+}
+
+/// Processes in these namespaces that are nobody's. The kernel gives the number of a namespace that ended to the next new
+/// one, which may be that of a cluster of a test beside this one; but whatever such a test has started descends from this
+/// process, and what a cluster leaves behind, its supervisor gone, does not.
+fn orphans_in(namespaces_of_it: &BTreeSet<String>) -> Vec<String> {
+    let all = processes();
+    let theirs = descendants(&all, std::process::id());
+    let mut found = Vec::new();
+    for process in all.iter().filter(|process| !theirs.contains(&process.pid)) {
+        let shared = namespaces(&process.pid.to_string());
+        let shared = shared.intersection(namespaces_of_it);
+        found.extend(shared.map(|name| format!("{name} of process {} {}", process.pid, process.name)));
+    }
+    found
+}
+
+/// A process and all that it has started, and these in turn.
+fn descendants(all: &[Process], root: u32) -> BTreeSet<u32> {
+    let mut members = BTreeSet::from([root]);
+    loop {
+        let of_them =
+            |process: &&Process| members.contains(&process.parent) && !members.contains(&process.pid);
+        let more: Vec<u32> = all.iter().filter(of_them).map(|process| process.pid).collect();
+        if more.is_empty() {
+            return members;
+        }
+        members.extend(more);
     }
 }
 
@@ -121,4 +134,46 @@ fn process(pid: u32) -> Option<Process> {
 fn namespaces(pid: &str) -> BTreeSet<String> {
     let links = fs::read_dir(format!("/proc/{pid}/ns")).into_iter().flatten().flatten();
     links.filter_map(|link| Some(fs::read_link(link.path()).ok()?.to_string_lossy().into_owned())).collect()
+}
+
+#[test]
+fn a_process_left_in_a_namespace_is_found_and_what_a_test_beside_this_one_has_started_is_not() {
+    if !can_hold(Stage::A) {
+        return;
+    }
+    let started = |shell: &str| {
+        let mut child = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", shell])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("root may make a mount namespace");
+        let mut line = String::new();
+        let mut out = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
+        std::io::BufRead::read_line(&mut out, &mut line).expect("its number");
+        (child, line.trim().parse::<u32>().expect("a number"))
+    };
+    let of = |pid: u32| {
+        let ours = namespaces("self");
+        namespaces(&pid.to_string()).into_iter().filter(|name| !ours.contains(name)).collect::<BTreeSet<_>>()
+    };
+    // Each ends with its standard input, which is ours.
+    let (mut child, pid) = started("echo $$; exec cat");
+    let (its, found) = (of(pid), orphans_in(&of(pid)));
+    assert_eq!((its.len(), found.len()), (1, 0), "{found:?}");
+    drop(child.stdin.take());
+    child.wait().expect("it ends");
+
+    let (mut gone, orphan) = started("exec 3<&0; cat <&3 >/dev/null & echo $!");
+    gone_by_itself(&mut gone);
+    let found = orphans_in(&of(orphan));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains(&format!("of process {orphan} cat")), "{found:?}");
+    drop(gone.stdin.take());
+    eventually("the end of the orphan", || process(orphan).is_none().then_some(()));
+}
+
+/// Waits for a child, and leaves its standard input open.
+fn gone_by_itself(child: &mut std::process::Child) {
+    eventually("the end of the shell", || child.try_wait().expect("a child").map(|_| ()));
 }
