@@ -292,7 +292,8 @@ fn warn_of_few_descriptors(descriptors: Result<(), Shortage>) {
             wanted,
             limit,
             "--max-connections and --max-in-flight add up to more open files than the system allows this process (ulimit \
-             -Hn): beyond the limit new connections wait, and the app counts as unreachable. Raise it, or lower the flags"
+             -Hn): beyond the limit new connections wait, and callbacks get the fallback for `overloaded`. Raise the limit, \
+             or lower the flags"
         );
     }
 }
