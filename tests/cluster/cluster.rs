@@ -6,6 +6,7 @@ use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,7 +70,8 @@ fn script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster")
 }
 
-/// The command, with nothing of the developer's own clusters and proxies.
+/// The command, with nothing of the developer's own clusters and proxies, and with Ctrl-C heard: whoever runs the tests in the
+/// background of a shell has it ignored, which children inherit, and bash cannot undo.
 pub(crate) fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     let unwanted =
@@ -78,6 +80,13 @@ pub(crate) fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
+    // SAFETY: one system call between fork and exec, with a constant for a handler.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGINT, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
     command
 }
 
