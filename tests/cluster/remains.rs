@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use super::cluster::{Cluster, Stage, can_hold, eventually};
 
@@ -22,10 +24,7 @@ impl Remains {
     pub(crate) fn of(cluster: &Cluster) -> Remains {
         let all = processes();
         let mut members = descendants(&all, cluster.holder());
-        let ours = namespaces("self");
-        let namespaces =
-            members.iter().flat_map(|pid| namespaces(&pid.to_string())).filter(|name| !ours.contains(name));
-        let namespaces = namespaces.collect();
+        let namespaces = members.iter().flat_map(|pid| namespaces_of_its_own(*pid)).collect();
         members.insert(cluster.supervisor());
         let processes = all.into_iter().filter(|process| members.contains(&process.pid));
         let processes = processes.map(|process| (process.pid, process.began)).collect();
@@ -45,12 +44,13 @@ impl Remains {
     /// Asserts that nothing is left. The kernel takes network namespaces apart in its own time, so that is waited for.
     pub(crate) fn assert_gone(&self) {
         let mut left = Vec::new();
-        for process in processes() {
+        let all = processes();
+        for process in &all {
             if self.processes.contains(&(process.pid, process.began.clone())) {
                 left.push(format!("process {} {}", process.pid, process.name));
             }
         }
-        left.extend(orphans_in(&self.namespaces));
+        left.extend(orphans_in(&self.namespaces, &all));
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("Linux");
         let folder = self.folder.to_string_lossy();
         left.extend(
@@ -69,9 +69,8 @@ impl Remains {
 /// Processes in these namespaces that are nobody's. The kernel gives the number of a namespace that ended to the next new
 /// one, which may be that of a cluster of a test beside this one; but whatever such a test has started descends from this
 /// process, and what a cluster leaves behind, its supervisor gone, does not.
-fn orphans_in(namespaces_of_it: &BTreeSet<String>) -> Vec<String> {
-    let all = processes();
-    let theirs = descendants(&all, std::process::id());
+fn orphans_in(namespaces_of_it: &BTreeSet<String>, all: &[Process]) -> Vec<String> {
+    let theirs = descendants(all, std::process::id());
     let mut found = Vec::new();
     for process in all.iter().filter(|process| !theirs.contains(&process.pid)) {
         let shared = namespaces(&process.pid.to_string());
@@ -136,44 +135,39 @@ fn namespaces(pid: &str) -> BTreeSet<String> {
     links.filter_map(|link| Some(fs::read_link(link.path()).ok()?.to_string_lossy().into_owned())).collect()
 }
 
+/// Those of a process that are not those of the tests.
+fn namespaces_of_its_own(pid: u32) -> BTreeSet<String> {
+    &namespaces(&pid.to_string()) - &namespaces("self")
+}
+
 #[test]
 fn a_process_left_in_a_namespace_is_found_and_what_a_test_beside_this_one_has_started_is_not() {
     if !can_hold(Stage::A) {
         return;
     }
     let started = |shell: &str| {
-        let mut child = std::process::Command::new("unshare")
-            .args(["--mount", "sh", "-c", shell])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .expect("root may make a mount namespace");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", shell]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("root may make a mount namespace");
         let mut line = String::new();
-        let mut out = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
-        std::io::BufRead::read_line(&mut out, &mut line).expect("its number");
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+        out.read_line(&mut line).expect("its number");
         (child, line.trim().parse::<u32>().expect("a number"))
-    };
-    let of = |pid: u32| {
-        let ours = namespaces("self");
-        namespaces(&pid.to_string()).into_iter().filter(|name| !ours.contains(name)).collect::<BTreeSet<_>>()
     };
     // Each ends with its standard input, which is ours.
     let (mut child, pid) = started("echo $$; exec cat");
-    let (its, found) = (of(pid), orphans_in(&of(pid)));
+    let its = namespaces_of_its_own(pid);
+    let found = orphans_in(&its, &processes());
     assert_eq!((its.len(), found.len()), (1, 0), "{found:?}");
     drop(child.stdin.take());
     child.wait().expect("it ends");
 
-    let (mut gone, orphan) = started("exec 3<&0; cat <&3 >/dev/null & echo $!");
-    gone_by_itself(&mut gone);
-    let found = orphans_in(&of(orphan));
+    let (mut shell, orphan) = started("exec 3<&0; cat <&3 >/dev/null & echo $!");
+    // `wait` would close the input.
+    eventually("the end of the shell", || shell.try_wait().expect("a child").map(|_| ()));
+    let found = orphans_in(&namespaces_of_its_own(orphan), &processes());
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains(&format!("of process {orphan} cat")), "{found:?}");
-    drop(gone.stdin.take());
+    drop(shell.stdin.take());
     eventually("the end of the orphan", || process(orphan).is_none().then_some(()));
-}
-
-/// Waits for a child, and leaves its standard input open.
-fn gone_by_itself(child: &mut std::process::Child) {
-    eventually("the end of the shell", || child.try_wait().expect("a child").map(|_| ()));
 }
