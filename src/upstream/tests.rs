@@ -979,3 +979,18 @@ async fn a_callback_cut_shortly_before_its_deadline_does_not_wait() {
     let found = lost(Loss::Gone, false, GONE_RETRY).await;
     assert_eq!((found.looks, found.next), (1, None));
 }
+
+#[tokio::test]
+async fn a_connection_over_loopback_is_spared_the_system_s_congestion_control() {
+    let app = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = Address::Ip(app.local_addr().expect("bound"));
+    let connection = Connection::open(&address).await.expect("it listens");
+    let Stream::Tcp(tcp) = &connection.stream else { panic!("{address} is TCP") };
+    let chosen = socket2::SockRef::from(tcp).tcp_congestion().expect("Linux tells");
+    assert_eq!(chosen.split(|byte| *byte == 0).next(), Some(LOOPBACK_CONGESTION));
+    // The app's own end is the app's.
+    let (other, _) = app.accept().expect("connected");
+    let others = socket2::SockRef::from(&other).tcp_congestion().expect("Linux tells");
+    let system = std::fs::read("/proc/sys/net/ipv4/tcp_congestion_control").expect("Linux tells");
+    assert!(others.starts_with(system.trim_ascii_end()), "{}", String::from_utf8_lossy(&others));
+}
