@@ -10,7 +10,8 @@
 //! meanwhile. So on each core a thread that goes before every other one (`SCHED_FIFO`) sleeps for half a millisecond, again and
 //! again, and notes where it was woken late: what it could not do, neither guard nor caller could. The column `less pauses`
 //! is the p99.99 of lateness less the pauses noted near the two ends of each callback; what is left is the guard's, the
-//! callers' and the app's own. Who may not have such a thread (it needs root, or `CAP_SYS_NICE`) gets no such column.
+//! callers' and the app's own. Where such a thread is refused (it needs root, or `CAP_SYS_NICE`) nothing is taken off, and the
+//! output says so.
 //!
 //! The program measured is the one `cargo build --release` makes, and the bench has cargo make it first; see
 //! `guard_program` in `benches/support`.
@@ -229,9 +230,11 @@ fn report(tallies: &[Tally], cores: &[Watched; 2]) -> bool {
             less_at(1.0),
         );
     }
-    println!(
-        "\nThe machine itself: a thread that goes before every other one and sleeps for 0.5 ms is woken late by:\n"
-    );
+    let whose = match cores.iter().find_map(|core| core.among_others.as_ref()) {
+        None => "The machine itself: a thread that goes before every other one,",
+        Some(why) => &format!("Nothing is taken off in `less pauses`: {why}. A thread like any other,"),
+    };
+    println!("\n{whose} asleep for 0.5 ms at a time, is woken late by:\n");
     println!("| core | times | p50 ms | p99 ms | p99.99 ms | worst ms | pauses |");
     println!("|---|--:|--:|--:|--:|--:|--:|");
     for (core, watched) in ["the guard's", "the callers' and the app's"].into_iter().zip(cores) {
@@ -268,8 +271,10 @@ impl Tally {
     fn less_pauses(&self, (written, ended): (Instant, Instant), pauses: &[Pause]) -> f64 {
         let late = self.late_ms((written, ended));
         let Some(behind) = (ended - written).checked_sub(self.timeout) else { return late };
+        let begun = written + behind;
         let deadline = written + self.timeout - Duration::from_millis(1);
-        let near = [(written, written + behind), (deadline, ended)];
+        // No pause counts twice where the one reaches into the other.
+        let near = [(written, begun), (deadline.max(begun), ended)];
         let from = pauses.partition_point(|pause| pause.1 <= written);
         let near_pauses = pauses[from..].iter().take_while(|pause| pause.0 < ended);
         let paused: Duration = near_pauses

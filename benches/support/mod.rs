@@ -278,7 +278,7 @@ pub(crate) fn go_before_all() -> io::Result<()> {
         return Ok(());
     }
     let error = io::Error::last_os_error();
-    Err(io::Error::new(error.kind(), format!("SCHED_FIFO, for which this needs to be root: {error}")))
+    Err(io::Error::new(error.kind(), format!("SCHED_FIFO needs root, or CAP_SYS_NICE: {error}")))
 }
 
 /// Sleeps; no runtime runs on a thread that calls this.
