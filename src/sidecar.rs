@@ -1,49 +1,58 @@
-//! The sidecar in a pod: what is added, to which pods, and how it is taken away again.
+//! The sidecar in a pod: what is added, to which pods, and how it is removed again.
 //!
-//! [`inject`] is pure and works on the pod as JSON, so that fields this program does not know stay as they are. It gives
-//! a patch that only adds; the admission webhook sends it, `inject -f` takes it itself. Injected once, a pod is
-//! left alone; [`uninject`] gives back what was there before.
+//! There are two ways in, and both add the same. [`inject`] is pure and works on the pod as JSON, so that fields this
+//! program does not know stay as they are; `inject -f` applies the patch that it returns. [`admission`] renders the
+//! same templates and checks as CEL, which the API server evaluates itself. A pod that has the sidecar is left alone;
+//! [`uninject`] restores what was there before.
 
+pub mod admission;
 pub mod annotations;
+pub mod kind;
 pub mod patch;
+pub mod reason;
+pub mod service;
 pub mod workload;
 
 mod container;
+mod pod;
+mod quantity;
+mod template;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use annotations::{Annotations, PREFIX};
-use container::{Plan, Resources};
+use annotations::{Annotation, INJECT, PREFIX, Settings};
 use patch::{Draft, Operation};
+pub use reason::{Notice, Reason, Words};
 
 use crate::policy::duration;
 
 /// The name of our container, and of its TLS port.
 pub const CONTAINER: &str = "callback-guard";
 
-/// Names which container `kubectl logs` and `exec` take; ours is none that anybody means.
+/// The label of a pod with a sidecar, behind [`PREFIX`]: version and hash.
+const INJECTED: &str = "injected";
+
+/// Names the container that `kubectl logs` and `exec` take without a flag, which should not be ours.
 const DEFAULT_CONTAINER: &str = "/metadata/annotations/kubectl.kubernetes.io~1default-container";
 
-/// What Kubernetes gives a pod that says nothing.
-const GRACE_SECONDS: u64 = 30;
+const PULL_SECRETS: &str = "/spec/imagePullSecrets";
 
-/// Where the app is asked when its containers do not tell.
+/// Where the app is called if nothing in the pod says it.
 const UPSTREAM_PORT: u32 = 8080;
 
-/// What holds for all pods of an installation; annotations change some of it for one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SidecarSpec {
-    /// The image.
-    pub image: String,
-    /// The ConfigMap with the policy, in the pod's namespace.
-    pub policy_configmap: String,
-    /// The Secret with the certificate, in the pod's namespace.
-    pub tls_secret: String,
+/// What holds for all pods of an installation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installation {
+    /// Settings for all pods, which the annotations of a namespace or a pod override. Every value is one that its row
+    /// of [`annotations::TABLE`] allows; `image`, `policy-configmap` and `tls-secret` are always there.
+    pub settings: BTreeMap<&'static str, String>,
+    /// Secrets for pulling the image, added to those of the pod.
+    pub image_pull_secrets: Vec<String>,
     /// The namespace of this installation, whose pods are never injected.
     pub own_namespace: Option<String>,
     /// The namespaces that are served; `None`: all.
@@ -51,24 +60,14 @@ pub struct SidecarSpec {
 }
 
 /// Who asks for the injection of a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Request<'r> {
-    /// The pod's namespace, as far as it is known.
+    /// The name of the pod's namespace, if it is known.
     pub namespace: Option<&'r str>,
-    /// How it was asked for.
-    pub asked: Asked<'r>,
-}
-
-/// How an injection is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked<'r> {
-    /// By somebody who named the pod, as on a command line. A label `disabled` still wins.
-    ByName,
-    /// By the label `callback-guard.io/inject` of the pod, or else of its namespace, whose value is here.
-    ByLabel {
-        /// The value on the namespace.
-        of_namespace: Option<&'r str>,
-    },
+    /// The metadata of that namespace, if it is known: its label, and settings for all its pods.
+    pub namespace_metadata: Option<&'r Value>,
+    /// Whether somebody named the pod, as on a command line. It is then injected without a label; `disabled` still wins.
+    pub by_name: bool,
 }
 
 /// What came of a request.
@@ -78,30 +77,65 @@ pub enum Injection {
     Patch {
         /// In their order.
         steps: Vec<Operation>,
-        /// Where the app will be asked.
-        upstream_port: u32,
+        /// Where the app is called.
+        upstream: Upstream,
+        /// Where the sidecar listens for callbacks.
+        listen_port: u32,
         /// What is worth a look all the same.
         warnings: Vec<String>,
     },
     /// The pod stays as it is.
-    Skipped(Skip),
+    Skipped(Reason),
     /// The pod asks for something that cannot be; never empty.
     Refused(Vec<Problem>),
 }
 
-/// What came of taking a sidecar away.
+/// Where the app is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The port on loopback.
+    pub port: u32,
+    /// What says so.
+    pub known_by: KnownBy,
+}
+
+/// What says where the app is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownBy {
+    /// A setting.
+    Setting,
+    /// The ports or the probes of the app's containers.
+    Pod,
+    /// Nothing: it is a guess.
+    Nothing,
+}
+
+/// What came of removing a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// The steps that take it out, paths within the pod; all of them remove.
     Patch(Vec<Operation>),
     /// There is none that was injected.
     NotInjected,
+    /// The admission policy injected it, so no manifest has it.
+    InjectedByPolicy,
 }
 
-/// What is wrong with a pod.
+/// Where a setting is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// The annotations of the namespace.
+    Namespace,
+    /// The annotations of the pod.
+    Pod,
+}
+
+/// What is wrong with a pod, or with the settings of its namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// JSON pointer within the pod.
+    /// The object that it is about.
+    pub layer: Layer,
+    /// JSON pointer within that object.
     pub pointer: String,
     /// What was found and what is right, in kubectl's form.
     pub message: String,
@@ -109,152 +143,58 @@ pub struct Problem {
 
 impl Problem {
     fn at(pointer: impl Into<String>, message: impl Into<String>) -> Problem {
-        Problem { pointer: pointer.into(), message: message.into() }
-    }
-}
-
-/// Why a pod is left alone. Each has one name, for people, events and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Skip {
-    /// Nobody asked.
-    NotAsked,
-    /// Its label says so.
-    Disabled,
-    /// A namespace of Kubernetes itself.
-    SystemNamespace,
-    /// The namespace of this installation.
-    OwnNamespace,
-    /// A namespace that is not served.
-    NamespaceNotListed,
-    /// The image of a static pod.
-    MirrorPod,
-    /// It has us already.
-    AlreadyInjected,
-    /// It uses the node's network.
-    HostNetwork,
-    /// It runs on Windows.
-    Windows,
-    /// The app declares one of our ports.
-    PortInUse,
-}
-
-impl Skip {
-    /// Every reason.
-    pub const ALL: [Skip; 10] = [
-        Skip::NotAsked,
-        Skip::Disabled,
-        Skip::SystemNamespace,
-        Skip::OwnNamespace,
-        Skip::NamespaceNotListed,
-        Skip::MirrorPod,
-        Skip::AlreadyInjected,
-        Skip::HostNetwork,
-        Skip::Windows,
-        Skip::PortInUse,
-    ];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Skip::NotAsked => "not-asked",
-            Skip::Disabled => "disabled",
-            Skip::SystemNamespace => "system-namespace",
-            Skip::OwnNamespace => "own-namespace",
-            Skip::NamespaceNotListed => "namespace-not-listed",
-            Skip::MirrorPod => "mirror-pod",
-            Skip::AlreadyInjected => "already-injected",
-            Skip::HostNetwork => "host-network",
-            Skip::Windows => "windows",
-            Skip::PortInUse => "port-in-use",
-        }
-    }
-
-    /// What it means, and what may be done.
-    pub fn meaning(self) -> &'static str {
-        match self {
-            Skip::NotAsked => {
-                "neither the pod nor its namespace has the label callback-guard.io/inject: enabled"
-            }
-            Skip::Disabled => "the label callback-guard.io/inject is disabled",
-            Skip::SystemNamespace => "kube-system and kube-node-lease are left alone",
-            Skip::OwnNamespace => "the namespace of callback-guard itself is left alone",
-            Skip::NamespaceNotListed => "the namespace is not among those that are served",
-            Skip::MirrorPod => "the API server only shows this pod: its manifest is a file on its node",
-            Skip::AlreadyInjected => "it has a container callback-guard; to renew it, uninject first",
-            Skip::HostNetwork => "hostNetwork: the sidecar's ports would be the node's",
-            Skip::Windows => "the pod is for Windows nodes, the sidecar for Linux",
-            Skip::PortInUse => {
-                "the app declares a port of the sidecar: annotations callback-guard.io/listen-port and admin-port give \
-                 it others; the port's name callback-guard is ours alone"
-            }
-        }
-    }
-}
-
-impl fmt::Display for Skip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        Problem { layer: Layer::Pod, pointer: pointer.into(), message: message.into() }
     }
 }
 
 /// Puts the sidecar into a pod: an object with `metadata` and `spec`, a Pod's own or a template's.
-///
-/// Pods come from anybody: nothing is taken for granted about them but that they are JSON.
-pub fn inject(pod: &Value, request: &Request<'_>, spec: &SidecarSpec) -> Injection {
+pub fn inject(pod: &Value, request: &Request<'_>, installation: &Installation) -> Injection {
     let mut problems = Vec::new();
-    match skip(pod, request, spec) {
+    match skip(pod, request, installation) {
         Ok(Some(reason)) => return Injection::Skipped(reason),
         Ok(None) => {}
         Err(problem) => problems.push(problem),
     }
     problems.extend(wrong_shapes(pod));
-    let annotations = Annotations::read(pod, &mut problems);
-    let grace_seconds =
-        pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(GRACE_SECONDS);
-    let sleep = annotations.given("app-pre-stop-sleep").and_then(|text| duration::parse(text).ok());
-    let sleep = sleep.map(|sleep| sleep.as_secs());
-    if sleep.is_some_and(|sleep| sleep >= grace_seconds) {
-        let message = format!(
-            "Invalid value: {:?}: must be shorter than the pod's terminationGracePeriodSeconds, {grace_seconds}",
-            annotations.text("app-pre-stop-sleep")
-        );
-        problems.push(Problem::at(annotations::pointer("app-pre-stop-sleep"), message));
-    }
-    let ours = [annotations.number("listen-port"), annotations.number("admin-port")];
-    let (upstream_port, warnings) = upstream_port(pod, &annotations);
-    if ours.contains(&upstream_port) && annotations.given("upstream-port").is_some() {
-        let message = format!("Invalid value: \"{upstream_port}\": must not be a port of the sidecar itself");
-        problems.push(Problem::at(annotations::pointer("upstream-port"), message));
-    }
+    let namespace = request.namespace_metadata;
+    let settings = Settings::read(&installation.settings, namespace, pod, &mut problems);
+    let upstream = upstream(pod, &settings);
+    let ours = ["listen-port", "admin-port"].map(|name| settings.port(name));
+    let in_use = pod::containers(pod, &pod::ALL)
+        .flat_map(pod::ports)
+        .any(|port| port.name == CONTAINER || port.is_tcp && ours.contains(&port.number));
+    problems.extend(conflicts(pod, &settings, upstream, in_use));
     if !problems.is_empty() {
         return Injection::Refused(problems);
     }
-    if ports(pod, &["containers", "initContainers"])
-        .any(|(name, port)| name == CONTAINER || ours.contains(&port))
-    {
-        return Injection::Skipped(Skip::PortInUse);
+    if in_use {
+        return Injection::Skipped(Reason::PortInUse);
     }
-    let plan =
-        Plan { spec, annotations: &annotations, upstream_port, grace_seconds, resources: resources(pod) };
-    Injection::Patch { steps: steps(pod, &plan, sleep), upstream_port, warnings }
+    let mut warnings = Vec::new();
+    if upstream.known_by == KnownBy::Nothing {
+        warnings.push(guess(pod));
+    }
+    let steps = steps(pod, &settings, upstream, installation);
+    Injection::Patch { steps, upstream, listen_port: settings.port("listen-port"), warnings }
 }
 
-/// Which of the reasons to leave the pod alone holds, the cheapest first; all but [`Skip::PortInUse`], which
-/// depends on annotations.
-fn skip(pod: &Value, request: &Request<'_>, spec: &SidecarSpec) -> Result<Option<Skip>, Problem> {
-    let label = pod.pointer("/metadata/labels").and_then(|labels| labels.get(format!("{PREFIX}inject")));
-    let asked = match (label.map(Value::as_str), request.asked) {
-        (Some(Some("disabled")), _) => return Ok(Some(Skip::Disabled)),
-        (Some(Some("enabled")), _) | (None, Asked::ByName) => true,
-        (None, Asked::ByLabel { of_namespace }) => of_namespace == Some("enabled"),
+/// Which of the reasons to skip the pod holds, the cheapest first; all but [`Reason::PortInUse`], which depends on
+/// annotations.
+fn skip(pod: &Value, request: &Request<'_>, installation: &Installation) -> Result<Option<Reason>, Problem> {
+    let key = format!("{PREFIX}{INJECT}");
+    let label = pod.pointer("/metadata/labels").and_then(|labels| labels.get(&key));
+    let of_namespace =
+        request.namespace_metadata.and_then(|metadata| metadata.get("labels")?.get(&key)?.as_str());
+    let asked = match (label.map(Value::as_str), of_namespace) {
+        (Some(Some("disabled")), _) => return Ok(Some(Reason::Disabled)),
+        (Some(Some("enabled")), _) => true,
         (Some(_), _) => {
             let found = label.map(Value::to_string).unwrap_or_default();
-            let message = format!("Unsupported value: {found}: supported values: \"enabled\", \"disabled\"");
-            return Err(Problem::at(
-                format!("/metadata/labels/{}", patch::escaped(&format!("{PREFIX}inject"))),
-                message,
-            ));
+            let pointer = format!("/metadata/labels/{}", patch::escaped(&key));
+            return Err(Problem::at(pointer, unsupported_label(&found)));
         }
+        (None, Some("disabled")) if request.by_name => return Ok(Some(Reason::Disabled)),
+        (None, of_namespace) => request.by_name || of_namespace == Some("enabled"),
     };
     let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
     let within = |names: &[&str]| request.namespace.is_some_and(|namespace| names.contains(&namespace));
@@ -267,19 +207,27 @@ fn skip(pod: &Value, request: &Request<'_>, spec: &SidecarSpec) -> Result<Option
         request.namespace.is_none_or(|namespace| names.iter().any(|name| name == namespace))
     };
     let reasons = [
-        (!asked, Skip::NotAsked),
-        (within(&["kube-system", "kube-node-lease"]), Skip::SystemNamespace),
-        (spec.own_namespace.as_deref().is_some_and(|own| within(&[own])), Skip::OwnNamespace),
-        (!spec.namespaces.as_ref().is_none_or(listed), Skip::NamespaceNotListed),
-        (text("/metadata/annotations/kubernetes.io~1config.mirror").is_some(), Skip::MirrorPod),
+        (!asked, Reason::NotAsked),
+        (within(&SYSTEM_NAMESPACES), Reason::SystemNamespace),
+        (installation.own_namespace.as_deref().is_some_and(|own| within(&[own])), Reason::OwnNamespace),
+        (!installation.namespaces.as_ref().is_none_or(listed), Reason::NamespaceNotListed),
+        (text("/metadata/annotations/kubernetes.io~1config.mirror").is_some(), Reason::MirrorPod),
         (
-            containers(pod, &["containers", "initContainers"]).any(|(_, name)| name == CONTAINER),
-            Skip::AlreadyInjected,
+            pod::containers(pod, &pod::ALL).any(|container| pod::name(container) == CONTAINER),
+            Reason::AlreadyInjected,
         ),
-        (pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)), Skip::HostNetwork),
-        (os.iter().any(|pointer| text(pointer) == Some("windows")), Skip::Windows),
+        (pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)), Reason::HostNetwork),
+        (os.iter().any(|pointer| text(pointer) == Some("windows")), Reason::Windows),
     ];
     Ok(reasons.into_iter().find_map(|(holds, reason)| holds.then_some(reason)))
+}
+
+/// Namespaces of Kubernetes itself.
+pub const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
+
+/// What is wrong with a value of the label, in kubectl's form. `found` is JSON.
+pub fn unsupported_label(found: &str) -> String {
+    format!("Unsupported value: {found}: supported values: \"enabled\", \"disabled\"")
 }
 
 /// What a patch could not be put into, and what it would clash with.
@@ -299,97 +247,95 @@ fn wrong_shapes(pod: &Value) -> Vec<Problem> {
             problems.push(Problem::at(pointer, "Invalid value: must be a mapping"));
         }
     }
-    for pointer in ["/spec/initContainers", "/spec/volumes"] {
+    for pointer in ["/spec/initContainers", "/spec/volumes", PULL_SECRETS] {
         if pod.pointer(pointer).is_some_and(|value| !value.is_array() && !value.is_null()) {
             problems.push(Problem::at(pointer, "Invalid value: must be a list"));
         }
     }
-    for (index, (container, _)) in containers(pod, &["containers"]).enumerate() {
+    for (index, container) in pod::containers(pod, &pod::APP).enumerate() {
         if !container.is_object() {
             problems
                 .push(Problem::at(format!("/spec/containers/{index}"), "Invalid value: must be a container"));
         }
     }
-    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array);
-    for (index, volume) in volumes.into_iter().flatten().enumerate() {
-        let name = volume.get("name").and_then(Value::as_str).unwrap_or_default();
-        if container::VOLUMES.contains(&name) {
-            let message = format!("Invalid value: {name:?}: the sidecar has a volume of that name");
-            problems.push(Problem::at(format!("/spec/volumes/{index}/name"), message));
-        }
+    for (index, name) in pod::volumes_of_ours(pod) {
+        let message = format!("Invalid value: {name:?}: the sidecar has a volume of that name");
+        problems.push(Problem::at(format!("/spec/volumes/{index}/name"), message));
     }
     problems
 }
 
-/// The containers of these lists, each with its name.
-fn containers<'p>(pod: &'p Value, lists: &'p [&str]) -> impl Iterator<Item = (&'p Value, &'p str)> {
-    lists.iter().flat_map(move |list| {
-        let list = pod.pointer("/spec").and_then(|spec| spec.get(list)).and_then(Value::as_array);
-        list.into_iter()
-            .flatten()
-            .map(|one| (one, one.get("name").and_then(Value::as_str).unwrap_or_default()))
-    })
-}
-
-/// The ports that these containers declare, each with its name.
-fn ports<'p>(pod: &'p Value, lists: &'p [&str]) -> impl Iterator<Item = (&'p str, u32)> {
-    containers(pod, lists).flat_map(|(container, _)| {
-        let ports = container.get("ports").and_then(Value::as_array);
-        ports.into_iter().flatten().filter_map(|port| {
-            let number = port.get("containerPort").and_then(Value::as_u64)?;
-            Some((port.get("name").and_then(Value::as_str).unwrap_or_default(), u32::try_from(number).ok()?))
-        })
-    })
-}
-
-/// Where the app is asked, and whether that was a guess.
-fn upstream_port(pod: &Value, annotations: &Annotations) -> (u32, Vec<String>) {
-    if annotations.given("upstream-port").is_some() {
-        return (annotations.number("upstream-port"), Vec::new());
+/// Settings that contradict each other, or the pod.
+fn conflicts(pod: &Value, settings: &Settings, upstream: Upstream, in_use: bool) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut conflict = |name: &str, why: String| {
+        let message = format!("Invalid value: {:?}: {why}", settings.text(name));
+        problems.push(Problem::at(Annotation::pointer(name), message));
+    };
+    for (request, limit) in settings.requests_above_limits() {
+        conflict(request, format!("is more than {PREFIX}{limit}, which is {}", settings.text(limit)));
     }
-    let mut declared: Vec<_> = ports(pod, &["containers"]).map(|(_, port)| port).collect();
-    declared.sort_unstable();
-    declared.dedup();
-    match declared.as_slice() {
-        [one] => (*one, Vec::new()),
-        several if several.is_empty() || several.contains(&UPSTREAM_PORT) => (UPSTREAM_PORT, Vec::new()),
-        several => {
-            let several: Vec<_> = several.iter().map(u32::to_string).collect();
-            let warning = format!(
-                "the app declares the ports {}, none of them {UPSTREAM_PORT}, where it will be asked: say which with the \
-                 annotation {PREFIX}upstream-port",
-                several.join(", ")
-            );
-            (UPSTREAM_PORT, vec![warning])
+    if settings.port("listen-port") == settings.port("admin-port") {
+        conflict("admin-port", format!("{PREFIX}listen-port is the same"));
+    }
+    let grace = pod::grace_seconds(pod);
+    if sleep_seconds(settings).is_some_and(|sleep| i64::try_from(sleep).is_ok_and(|sleep| sleep >= grace)) {
+        let why = format!("must be shorter than the pod's terminationGracePeriodSeconds, {grace}");
+        conflict("app-pre-stop-sleep", why);
+    }
+    let ours = ["listen-port", "admin-port"].map(|name| settings.port(name));
+    let is_set = upstream.known_by == KnownBy::Setting;
+    // A pod that declares such a port is skipped.
+    if ours.contains(&upstream.port) && (is_set || !in_use) {
+        let message =
+            format!("Invalid value: \"{}\": must not be a port of the sidecar itself", upstream.port);
+        problems.push(Problem::at(Annotation::pointer("upstream-port"), message));
+    }
+    problems
+}
+
+/// How long the app's containers are to sleep before they stop, seconds; `None` without the annotation.
+fn sleep_seconds(settings: &Settings) -> Option<u64> {
+    let text = settings.given("app-pre-stop-sleep")?;
+    duration::parse(text).ok().map(|sleep| sleep.as_secs())
+}
+
+/// Where the app is called, and whether that is a guess.
+fn upstream(pod: &Value, settings: &Settings) -> Upstream {
+    if settings.given("upstream-port").is_some() {
+        return Upstream { port: settings.port("upstream-port"), known_by: KnownBy::Setting };
+    }
+    for ports in [pod::declared_ports(pod), pod::probed_ports(pod)] {
+        if let [one] = ports.as_slice() {
+            return Upstream { port: *one, known_by: KnownBy::Pod };
         }
     }
+    Upstream { port: UPSTREAM_PORT, known_by: KnownBy::Nothing }
 }
 
-/// A pod is Guaranteed if every container has limits on CPU and memory, and requests equal to them or none.
-fn resources(pod: &Value) -> Resources {
-    let whole = pod.pointer("/spec/resources").and_then(Value::as_object);
-    let some = |part: &str| {
-        whole
-            .and_then(|whole| whole.get(part))
-            .and_then(Value::as_object)
-            .is_some_and(|part| !part.is_empty())
+/// What is said about a guess.
+fn guess(pod: &Value) -> String {
+    let list = |ports: Vec<u32>| match ports.as_slice() {
+        [] => "none".to_owned(),
+        ports => ports.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
     };
-    if some("requests") || some("limits") {
-        return Resources::OfPod;
-    }
-    let guaranteed = containers(pod, &["containers", "initContainers"]).all(|(container, _)| {
-        ["cpu", "memory"].iter().all(|resource| {
-            let of = |part: &str| {
-                container.pointer(&format!("/resources/{part}/{resource}")).filter(|it| !it.is_null())
-            };
-            of("limits").is_some_and(|limit| of("requests").is_none_or(|request| request == limit))
-        })
-    });
-    if guaranteed { Resources::Guaranteed } else { Resources::Burstable }
+    let Words { meaning, remedy, .. } = Notice::UpstreamGuessed.words();
+    let [declared, probed] = [pod::declared_ports(pod), pod::probed_ports(pod)].map(list);
+    format!("{meaning} (TCP ports: {declared}; ports of probes: {probed}): {remedy}")
 }
 
-/// The patch. What the pod did not have before is noted in an annotation, so that nothing of it need stay.
-fn steps(pod: &Value, plan: &Plan<'_>, sleep: Option<u64>) -> Vec<Operation> {
+/// The patch. What the pod did not have before is noted in an annotation, so that `uninject` can remove it too.
+fn steps(
+    pod: &Value,
+    settings: &Settings,
+    upstream: Upstream,
+    installation: &Installation,
+) -> Vec<Operation> {
+    let values = container::values(pod, settings, upstream);
+    let container = container::container().json(&values).unwrap_or_default();
+    let volumes: Vec<_> = container::volumes().iter().filter_map(|volume| volume.json(&values)).collect();
+    let sleep = sleep_seconds(settings);
+    let hash = hash(&json!({"container": container, "volumes": volumes, "sleep": sleep}).to_string());
     let mut draft = Draft::of(pod);
     let mut made = Vec::new();
     let mut ensure = |draft: &mut Draft, pointer: &str, empty: Value| {
@@ -400,19 +346,19 @@ fn steps(pod: &Value, plan: &Plan<'_>, sleep: Option<u64>) -> Vec<Operation> {
     };
     ensure(&mut draft, "/metadata", json!({}));
     ensure(&mut draft, "/metadata/annotations", json!({}));
-    if let Some((_, first)) = containers(pod, &["containers"]).next().filter(|(_, name)| !name.is_empty()) {
+    ensure(&mut draft, "/metadata/labels", json!({}));
+    if let Some(first) = pod::containers(pod, &pod::APP).next().map(pod::name).filter(|name| !name.is_empty())
+    {
         ensure(&mut draft, DEFAULT_CONTAINER, first.into());
     }
     ensure(&mut draft, "/spec/initContainers", json!([]));
-    let (container, volumes) = (plan.container(), plan.volumes());
-    let hash = hash(&json!({"container": container, "volumes": volumes, "sleep": sleep}).to_string());
     draft.add("/spec/initContainers/0", container);
     ensure(&mut draft, "/spec/volumes", json!([]));
     for volume in volumes {
         draft.add("/spec/volumes/-", volume);
     }
     if let Some(seconds) = sleep {
-        let apps = containers(pod, &["containers"]).count();
+        let apps = pod::containers(pod, &pod::APP).count();
         for lifecycle in (0..apps).map(|index| format!("/spec/containers/{index}/lifecycle")) {
             let hook = json!({"sleep": {"seconds": seconds}});
             if draft.document.pointer(&lifecycle).is_none_or(Value::is_null) {
@@ -422,13 +368,33 @@ fn steps(pod: &Value, plan: &Plan<'_>, sleep: Option<u64>) -> Vec<Operation> {
             }
         }
     }
-    draft.add(annotations::pointer("injected-version"), env!("CARGO_PKG_VERSION").into());
-    draft.add(annotations::pointer("injected-hash"), hash.into());
-    draft.add(annotations::pointer("injected-paths"), json!(made).to_string().into());
+    if !installation.image_pull_secrets.is_empty() {
+        ensure(&mut draft, PULL_SECRETS, json!([]));
+    }
+    for secret in &installation.image_pull_secrets {
+        let known = draft.document.pointer(PULL_SECRETS).and_then(Value::as_array);
+        if !known.is_some_and(|known| known.iter().any(|one| pod::name(one) == secret)) {
+            draft.add(format!("{PULL_SECRETS}/-"), json!({"name": secret}));
+            made.push(format!("{PULL_SECRETS}/{secret}"));
+        }
+    }
+    draft.add(injected_label(), format!("{}-{hash}", label_version()).into());
+    draft.add(Annotation::pointer("injected-version"), env!("CARGO_PKG_VERSION").into());
+    draft.add(Annotation::pointer("injected-hash"), hash.into());
+    draft.add(Annotation::pointer("injected-paths"), json!(made).to_string().into());
     draft.steps
 }
 
-/// FNV-1a, 64 bits: it tells sidecars apart, and is no seal.
+fn injected_label() -> String {
+    format!("/metadata/labels/{}", patch::escaped(&format!("{PREFIX}{INJECTED}")))
+}
+
+/// The version as a label may have it.
+fn label_version() -> String {
+    env!("CARGO_PKG_VERSION").replace('+', "-")
+}
+
+/// FNV-1a, 64 bits: it distinguishes sidecars, and is no seal.
 fn hash(text: &str) -> String {
     let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -438,34 +404,43 @@ fn hash(text: &str) -> String {
 
 /// Takes the sidecar out of a pod that [`inject`] put it into; what others have added since then stays.
 pub fn uninject(pod: &Value) -> Removal {
-    let own = |container: &Value| container.get("name").and_then(Value::as_str) == Some(CONTAINER);
-    let place = pod
-        .pointer("/spec/initContainers")
-        .and_then(Value::as_array)
-        .and_then(|list| list.iter().position(own));
-    let made = pod.pointer(&annotations::pointer("injected-paths")).and_then(Value::as_str);
-    let (Some(place), Some(made)) = (place, made) else { return Removal::NotInjected };
+    let place = pod::containers(pod, &["initContainers"]).position(|one| pod::name(one) == CONTAINER);
+    let Some(place) = place else { return Removal::NotInjected };
+    let record = |name: &str| pod.pointer(&Annotation::pointer(name)).and_then(Value::as_str);
+    let Some(made) = record("injected-paths") else {
+        let by_policy = record("injected-by") == Some(BY_POLICY);
+        return if by_policy { Removal::InjectedByPolicy } else { Removal::NotInjected };
+    };
     let made: Vec<String> = serde_json::from_str(made).unwrap_or_default();
     let mut draft = Draft::of(pod);
     draft.remove(format!("/spec/initContainers/{place}"));
-    let volumes =
-        pod.pointer("/spec/volumes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    for (index, volume) in volumes.iter().enumerate().rev() {
-        if volume.get("name").and_then(Value::as_str).is_some_and(|name| container::VOLUMES.contains(&name)) {
-            draft.remove(format!("/spec/volumes/{index}"));
-        }
+    for (index, _) in pod::volumes_of_ours(pod).rev() {
+        draft.remove(format!("/spec/volumes/{index}"));
     }
+    draft.remove(injected_label());
     for name in ["injected-version", "injected-hash", "injected-paths"] {
-        draft.remove(annotations::pointer(name));
+        draft.remove(Annotation::pointer(name));
     }
     // The annotation may say anything: only what an injection makes is taken away, and only while it is as made.
     for pointer in made.iter().rev() {
+        if let Some(secret) = pointer.strip_prefix(PULL_SECRETS).and_then(|rest| rest.strip_prefix('/')) {
+            let known = draft.document.pointer(PULL_SECRETS).and_then(Value::as_array);
+            if let Some(place) = known.and_then(|known| known.iter().position(|one| pod::name(one) == secret))
+            {
+                draft.remove(format!("{PULL_SECRETS}/{place}"));
+            }
+            continue;
+        }
         let Some(value) = draft.document.pointer(pointer) else { continue };
         let as_made = match pointer.as_str() {
-            "/metadata" | "/metadata/annotations" => value.as_object().is_some_and(serde_json::Map::is_empty),
-            "/spec/initContainers" | "/spec/volumes" => value.as_array().is_some_and(Vec::is_empty),
+            "/metadata" | "/metadata/annotations" | "/metadata/labels" => {
+                value.as_object().is_some_and(serde_json::Map::is_empty)
+            }
+            "/spec/initContainers" | "/spec/volumes" | PULL_SECRETS => {
+                value.as_array().is_some_and(Vec::is_empty)
+            }
             DEFAULT_CONTAINER => {
-                containers(pod, &["containers"]).any(|(_, name)| value.as_str() == Some(name))
+                pod::containers(pod, &pod::APP).any(|one| value.as_str() == Some(pod::name(one)))
             }
             other if other.starts_with("/spec/containers/") && other.ends_with("/lifecycle/preStop") => {
                 is_sleep(value)
@@ -482,6 +457,9 @@ pub fn uninject(pod: &Value) -> Removal {
     }
     Removal::Patch(draft.steps)
 }
+
+/// The value of `injected-by` on the pods that the admission policy injects.
+const BY_POLICY: &str = "policy";
 
 fn is_sleep(hook: &Value) -> bool {
     hook.as_object().is_some_and(|hook| hook.len() == 1) && hook.pointer("/sleep/seconds").is_some()

@@ -8,8 +8,8 @@ use std::{env, fs};
 use callback_guard::callback::command::{self, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::Cause;
-use callback_guard::sidecar::Skip;
-use callback_guard::sidecar::annotations::{self, Kind};
+use callback_guard::sidecar::annotations::{self, INJECT, PREFIX};
+use callback_guard::sidecar::{Notice, Reason};
 use callback_guard::verdict::FINDINGS;
 
 fn root() -> PathBuf {
@@ -377,43 +377,57 @@ fn the_readme_has_every_cause_in_the_words_of_the_table() {
 fn the_document_of_annotations_is_the_table_the_program_uses() {
     let mut text = String::from(
         "# The sidecar in a pod\n\nGenerated from the tables that the program uses (`src/sidecar/`).\n\n\
+         A pod gets the sidecar in one of two ways, and both add the same: `callback-guard inject -f` changes manifests\n\
+         (Kubernetes 1.33 or later), and the policy printed by `callback-guard admission-policy` changes pods as the API\n\
+         server creates them (Kubernetes 1.36 or later). [injection.md](injection.md) has the details.\n\n\
+         ## Who gets it\n\n\
+         The label `callback-guard.io/inject` is `enabled` or `disabled`, on a pod or on its namespace; the pod's own wins. For\n\
+         a Deployment the pod's label is in `spec.template.metadata.labels`. The policy looks only at pods that ask by a label.\n\
+         `inject -f` injects every pod of its files, unless it, its workload or its namespace is `disabled`.\n\n\
          ## Annotations\n\n\
-         They stand on the pod, which for a Deployment is `spec.template.metadata.annotations`, and their values are strings:\n\
-         `callback-guard.io/listen-port: \"8443\"`. An unknown one is refused, and so is a value out of its range.\n\n\
+         Each can be set on the pod (in a Deployment `spec.template.metadata.annotations`), on its namespace, or for the\n\
+         whole installation with the flag `--set NAME=VALUE`; the pod wins over the namespace, and that over the installation.\n\
+         `inject -f` knows the annotations of a namespace from a Namespace document in the same run. Values are strings:\n\
+         `callback-guard.io/listen-port: \"8443\"`. With an unknown annotation or a value out of its range the policy leaves the\n\
+         pod plain and warns; `inject -f` reports an error.\n\n\
          | annotation | type | default | allowed | meaning |\n|---|---|---|---|---|\n",
     );
     let code = |text: &str| if text.contains('`') { text.to_owned() } else { format!("`{text}`") };
-    for row in annotations::TABLE.iter().filter(|row| row.kind != Kind::Written) {
-        let default =
-            if row.kind.check(row.default).is_ok() { code(row.default) } else { row.default.to_owned() };
-        writeln!(
-            text,
-            "| `{}{}` | {} | {default} | {} | {} |",
-            annotations::PREFIX,
-            row.name,
-            row.kind.name(),
-            row.kind.range(),
-            row.meaning
-        )
-        .expect("a string");
+    for row in annotations::settings() {
+        let is_value = row.kind.check(row.default).is_ok() || row.default == "none";
+        let default = if is_value { code(row.default) } else { row.default.to_owned() };
+        let (name, kind, range) = (row.name, row.kind.name(), row.kind.range());
+        writeln!(text, "| `{PREFIX}{name}` | {kind} | {default} | {range} | {} |", row.meaning)
+            .expect("a string");
     }
-    text.push_str("\nWritten at the injection, by nobody else:\n\n| annotation | meaning |\n|---|---|\n");
-    for row in annotations::TABLE.iter().filter(|row| row.kind == Kind::Written && row.name != "inject") {
-        writeln!(text, "| `{}{}` | {} |", annotations::PREFIX, row.name, row.meaning).expect("a string");
+    text.push_str("\nOnly the injection writes these:\n\n| annotation | meaning |\n|---|---|\n");
+    for row in annotations::TABLE.iter().filter(|row| !row.is_setting() && row.name != INJECT) {
+        writeln!(text, "| `{PREFIX}{}` | {} |", row.name, row.meaning).expect("a string");
     }
     text.push_str(
-        "\n## Pods that are left alone\n\n\
-         The label `callback-guard.io/inject` (`enabled` or `disabled`) of the pod, or else of its namespace, says who gets a\n\
-         sidecar; `inject -f` takes every pod of its files for asked for, unless it is `disabled`.\n\n\
-         | name | why |\n|---|---|\n",
+        "\nThe label `callback-guard.io/injected: VERSION-HASH` marks a pod that has the sidecar:\n\
+         `kubectl get pods -A -l callback-guard.io/injected`. From the policy the hash is that of the policy and the settings of\n\
+         the installation, from `inject -f` that of the sidecar.\n\n\
+         ## Resources\n\n\
+         The sidecar has no CPU limit unless one is set, because a LimitRange or a quota can refuse a pod for it; where they\n\
+         require one instead, set `cpu-limit`. A Guaranteed pod stays Guaranteed. A pod with resources of its own as a whole\n\
+         (`spec.resources`) gets a sidecar without requests and limits, because those of the containers may not add up to more\n\
+         than the pod's. A LimitRange or quota of the cluster can still refuse a pod: the message of the API server names it.\n\n\
+         ## Why a pod has no sidecar\n\n\
+         The policy warns with these names, on the pod and, for what a workload can know, on the workload that makes it.\n\
+         `inject -f` skips the pod, or reports an error and prints nothing.\n\n\
+         | name | meaning | what to do | `inject -f` |\n|---|---|---|---|\n",
     );
-    for skip in Skip::ALL {
-        writeln!(text, "| `{skip}` | {} |", skip.meaning()).expect("a string");
+    for reason in Reason::ALL {
+        let words = reason.words();
+        let inject = if reason.is_skipped() { "skips" } else { "error" };
+        writeln!(text, "| `{}` | {} | {} | {inject} |", words.name, words.meaning, words.remedy)
+            .expect("a string");
     }
-    text.push_str(
-        "\nA pod with resources of its own as a whole (`spec.resources`) gets a sidecar without requests and limits: those of the\n\
-         containers may not add up to more than the pod's.\n",
-    );
+    text.push_str("\nOther warnings:\n\n| name | meaning | what to do |\n|---|---|---|\n");
+    for words in Notice::ALL.map(Notice::words) {
+        writeln!(text, "| `{}` | {} | {} |", words.name, words.meaning, words.remedy).expect("a string");
+    }
     generated("docs/annotations.md", &text);
 }
 

@@ -16,7 +16,7 @@ use callback_guard::cli::inject::{self, Manifests, Task};
 use callback_guard::go_json::{Field, Kind};
 use callback_guard::policy::{self, FieldTypes, OnRejection, OperationIds, UnknownCommands, Validation};
 use callback_guard::reply::Reply;
-use callback_guard::sidecar::{self, Asked, Injection, Removal, SidecarSpec};
+use callback_guard::sidecar::{self, Injection, Installation, Removal};
 use callback_guard::verdict::{self, Conclusion, SMALLEST_DENY_CODE, Unusable, Verdict};
 use http::{HeaderValue, Method, Request, Uri};
 use proptest::collection::vec;
@@ -788,13 +788,17 @@ fn pod() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-fn sidecar_spec() -> SidecarSpec {
-    let [image, policy_configmap, tls_secret] = ["guard:1", "policy", "tls"].map(str::to_owned);
-    SidecarSpec { image, policy_configmap, tls_secret, own_namespace: None, namespaces: None }
+fn installation() -> Installation {
+    let settings = [("image", "guard:1"), ("policy-configmap", "policy"), ("tls-secret", "tls")];
+    Installation {
+        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
+        ..Installation::default()
+    }
 }
 
 fn injection(pod: &serde_json::Value) -> Injection {
-    sidecar::inject(pod, &sidecar::Request { namespace: None, asked: Asked::ByName }, &sidecar_spec())
+    let request = sidecar::Request { by_name: true, ..sidecar::Request::default() };
+    sidecar::inject(pod, &request, &installation())
 }
 
 fn manifests(task: Task, text: &str) -> Result<String, String> {
@@ -817,7 +821,7 @@ proptest! {
                 let adds = matches!(step, sidecar::patch::Operation::Add { .. });
                 prop_assert!(adds && step.apply(&mut after));
             }
-            prop_assert_eq!(injection(&after), Injection::Skipped(sidecar::Skip::AlreadyInjected));
+            prop_assert_eq!(injection(&after), Injection::Skipped(sidecar::Reason::AlreadyInjected));
             let Removal::Patch(steps) = sidecar::uninject(&after) else { panic!("nothing to take out of {after}") };
             for step in steps {
                 prop_assert!(step.apply(&mut after));
@@ -839,8 +843,8 @@ proptest! {
         pod["kind"] = "Pod".into();
         // Behind a marker it is YAML, and comes out as YAML.
         for text in [pod.to_string(), format!("---\n{pod}")] {
-            let Ok(once) = manifests(Task::Inject(sidecar_spec()), &text) else { continue };
-            prop_assert_eq!(manifests(Task::Inject(sidecar_spec()), &once), Ok(once.clone()));
+            let Ok(once) = manifests(Task::Inject(installation()), &text) else { continue };
+            prop_assert_eq!(manifests(Task::Inject(installation()), &once), Ok(once.clone()));
             let back = manifests(Task::Uninject, &once).map_err(TestCaseError::fail)?;
             let read: serde_json::Value = serde_saphyr::from_str(&back).map_err(|error| TestCaseError::fail(format!("{error}: {back}")))?;
             prop_assert_eq!(&read, &pod, "{}", back);
@@ -853,7 +857,7 @@ fn the_generators_reach_pods_of_every_fate() {
     let counts = counted(pod(), |pod| {
         let fate = match injection(&pod) {
             Injection::Patch { .. } => "injected".to_owned(),
-            Injection::Skipped(skip) => skip.name().to_owned(),
+            Injection::Skipped(skip) => skip.words().name.to_owned(),
             Injection::Refused(_) => "refused".to_owned(),
         };
         vec![fate]
@@ -862,7 +866,7 @@ fn the_generators_reach_pods_of_every_fate() {
     let counts = counted(pod(), |mut pod| {
         pod["apiVersion"] = "v1".into();
         pod["kind"] = "Pod".into();
-        let written = manifests(Task::Inject(sidecar_spec()), &format!("---\n{pod}"));
+        let written = manifests(Task::Inject(installation()), &format!("---\n{pod}"));
         let refused = matches!(injection(&pod), Injection::Refused(_));
         vec![
             if written.is_ok() {

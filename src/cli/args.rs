@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use super::admission_policy::AdmissionPolicy;
 use super::check;
 use super::explain;
 use super::inject::{Manifests, Task};
@@ -43,17 +44,26 @@ enum Typed {
     Proxy(Box<ProxyArgs>),
     /// Tells the proxy of this pod that the pod is ending (the sidecar's preStop hook)
     Drain(DrainArgs),
-    /// Puts the sidecar into the pods of manifests, and writes all of them to standard output
+    /// Inject the sidecar into the pods of manifests, and print all of them
     ///
-    /// Every pod is taken for asked for unless its label callback-guard.io/inject is disabled; a pod's annotations go
-    /// before the flags (docs/annotations.md). A document without pods comes out byte for byte; a changed one is
-    /// written anew, without the comments between its keys. What became of each pod is told on standard error.
-    /// Where there is a problem nothing is written, and the exit code is 1.
+    /// The pods need Kubernetes 1.33 or later. Every pod gets the sidecar unless it, its workload or its namespace is
+    /// labeled callback-guard.io/inject: disabled. Annotations of a pod override those of its namespace (from a Namespace in the
+    /// same run), which override the flags (docs/annotations.md). A document without pods is copied unchanged; a
+    /// changed one is re-rendered, without the comments between its keys. Standard error has a line for each pod. If
+    /// there is a problem, nothing is printed and the exit code is 1.
     Inject(inject::InjectArgs),
-    /// Takes the sidecar out of the pods of manifests again
+    /// Remove the sidecar from the pods of manifests
     ///
     /// The manifests are again what they were before `inject`; what others have added since then stays.
     Uninject(inject::UninjectArgs),
+    /// Print the policies that make the API server inject the sidecar, for kubectl apply -f -
+    ///
+    /// They need Kubernetes 1.36 or later, and no server of ours. Label a namespace or a pod with
+    /// callback-guard.io/inject: enabled, restart the app, and its pods have the sidecar. Label OpenIM's namespace or pods
+    /// with callback-guard.io/trust: enabled, and they trust the guard's certificates. Also printed: per namespace
+    /// the right of its pods to watch the policy's ConfigMap, and policies that warn why a pod has no sidecar.
+    /// Never apply them with --force: pods created between the deletion and the creation have no sidecar.
+    AdmissionPolicy(inject::AdmissionPolicyArgs),
     /// Checks policy files and manifests; prints every problem with its place; exit code 1 when there is one
     Check(CheckArgs),
     /// Says what a policy makes of a callback: the rule, the deadline, and what each failure would be answered
@@ -174,6 +184,8 @@ pub enum Command {
     Demo(Demo),
     /// `inject`, `uninject`
     Inject(Manifests),
+    /// `admission-policy`
+    AdmissionPolicy(AdmissionPolicy),
 }
 
 /// What `drain` was told.
@@ -272,6 +284,7 @@ impl Typed {
                 typed.read(problems).map(|simulate| Command::Simulate(Box::new(simulate)))
             }
             Typed::Inject(typed) => typed.read(problems).map(Command::Inject),
+            Typed::AdmissionPolicy(typed) => typed.read(problems).map(Command::AdmissionPolicy),
             Typed::Uninject(typed) => {
                 let files = problems.required_list("--filename", typed.files)?;
                 Some(Command::Inject(Manifests { files, task: Task::Uninject }))

@@ -1,10 +1,11 @@
 //! `inject` and `uninject`: manifests in, the same manifests with or without sidecars out.
 //!
-//! A document that is left alone comes out byte for byte. One that is changed is written anew: its scalars, quotes aside,
-//! and the order of its keys stay, comments between them do not. Where anything is wrong, nothing is written at all.
+//! A document without pods is copied unchanged. A changed one is re-rendered: its scalars, quotes aside, and the order of its
+//! keys stay, comments between them do not. If anything is wrong, nothing is written at all.
 
 mod documents;
 mod emit;
+mod surroundings;
 mod tree;
 
 use std::fmt::Write as _;
@@ -16,16 +17,17 @@ use self::documents::Document;
 use self::tree::Tree;
 use super::check::{self, MANIFESTS};
 use crate::policy::spec::{self, Node, Position, Value};
-use crate::sidecar::annotations::PREFIX;
+use crate::sidecar::annotations::{INJECT, PREFIX};
 use crate::sidecar::patch::{Operation, unescaped};
 use crate::sidecar::workload::{self, Workload};
-use crate::sidecar::{self, Asked, Injection, Removal, Request, SidecarSpec, Skip};
+use crate::sidecar::{self, Injection, Installation, Layer, Notice, Reason, Removal, Request};
+use surroundings::Surroundings;
 
 /// What is to be done with the pods.
 #[derive(Clone, Debug)]
 pub enum Task {
     /// Put a sidecar in.
-    Inject(SidecarSpec),
+    Inject(Installation),
     /// Take it out.
     Uninject,
 }
@@ -39,19 +41,33 @@ pub struct Manifests {
     pub task: Task,
 }
 
-/// Reads every file, writes all of them to `out` and what became of each pod to `err`. Gives the exit code: 0 when
-/// every pod was changed or skipped, 1 when there was a problem, and then `out` gets nothing.
+/// Reads every file, writes all of them to `out` and a line for each pod to `err`. Returns the exit code: 0 when
+/// every pod was changed or skipped, 1 when there was a problem, and then nothing is written to `out`.
 pub fn run(config: &Manifests, stdin: &mut dyn Read, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let mut run = Run { task: &config.task, notes: String::new(), problems: String::new() };
-    let mut written = String::new();
+    let mut run = Run {
+        task: &config.task,
+        surroundings: Surroundings::default(),
+        notes: String::new(),
+        problems: String::new(),
+    };
+    let mut texts = Vec::new();
     for file in &config.files {
         match check::read(file, stdin) {
-            Ok(text) => {
-                let text = run.file(file, &text);
-                join(&mut written, &text);
-            }
+            Ok(text) => texts.push((file, text)),
             Err(message) => run.problem(file, &format!("cannot be read: {message}")),
         }
+    }
+    if let Task::Inject(installation) = &config.task {
+        run.installation(installation);
+        // A pod may stand before its namespace and its Service.
+        for (file, text) in &texts {
+            run.look_around(file, text);
+        }
+    }
+    let mut written = String::new();
+    for (file, text) in &texts {
+        let text = run.file(file, text);
+        join(&mut written, &text);
     }
     let said = if run.problems.is_empty() { &run.notes } else { &run.problems };
     let printed = err.write_all(said.as_bytes()).and_then(|()| {
@@ -62,6 +78,11 @@ pub fn run(config: &Manifests, stdin: &mut dyn Read, out: &mut dyn Write, err: &
         }
     });
     u8::from(printed.is_err() || !run.problems.is_empty())
+}
+
+/// An object of the API as block YAML.
+pub(super) fn yaml(object: &Json) -> String {
+    emit::yaml(&Tree::of_json(object))
 }
 
 /// Puts the documents of one more file behind those that are there.
@@ -83,6 +104,8 @@ fn join(written: &mut String, text: &str) {
 
 struct Run<'r> {
     task: &'r Task,
+    /// What the manifests say beside the pods.
+    surroundings: Surroundings,
     /// What became of the pods, a line each.
     notes: String,
     /// What is wrong, a line each.
@@ -98,16 +121,35 @@ impl Run<'_> {
         writeln!(self.problems, "{place}: {problem}").expect("writing to a string must not fail");
     }
 
+    /// What to say about the flags themselves.
+    fn installation(&mut self, installation: &Installation) {
+        if !installation.image_pull_secrets.is_empty() {
+            self.note(
+                "--image-pull-secrets",
+                "warning: a pod with a list of its own does not get the pull secrets of its service account",
+            );
+        }
+    }
+
+    /// Takes down the namespaces and Services of a file, and what is wrong with the former.
+    fn look_around(&mut self, file: &str, text: &str) {
+        for (document, place, whole) in placed(file, text) {
+            let Some(root) = spec::documents(whole, MANIFESTS).0.into_iter().next() else { continue };
+            let Ok(tree) = Tree::of(&root) else { continue };
+            let objects = self.surroundings.add(&tree.to_json());
+            for (pointer, message) in objects {
+                let at = position(&root, &pointer);
+                let place = format!("{place}:{}:{}", at.line + document.line - 1, at.column);
+                self.problem(&place, &format!("Namespace: {}: {message}", shown(&pointer)));
+            }
+        }
+    }
+
     /// The text with its pods changed.
     fn file(&mut self, file: &str, text: &str) -> String {
-        let documents = documents::split(text);
-        let several = documents.iter().filter(|document| !document.is_empty()).count() > 1;
-        let (mut number, mut pods, mut written) = (0, 0, String::new());
-        for document in &documents {
-            let whole = document.text(text);
-            number += usize::from(!document.is_empty());
-            let place = if several { format!("{file}:document {number}") } else { file.to_owned() };
-            match (!document.is_empty()).then(|| self.document(&place, document, whole, &mut pods)).flatten()
+        let (mut pods, mut written) = (0, String::new());
+        for (document, place, whole) in placed(file, text) {
+            match (!document.is_empty()).then(|| self.document(&place, &document, whole, &mut pods)).flatten()
             {
                 Some(changed) => written.push_str(&changed),
                 None => written.push_str(whole),
@@ -195,11 +237,19 @@ impl Run<'_> {
             }
             Task::Uninject => match sidecar::uninject(pod) {
                 Removal::Patch(steps) => {
-                    self.note(title, "the sidecar is taken out");
+                    self.note(title, "sidecar removed");
                     steps
                 }
                 Removal::NotInjected => {
                     self.note(title, "skipped (not-injected): it has no sidecar that was injected");
+                    Vec::new()
+                }
+                Removal::InjectedByPolicy => {
+                    self.note(
+                        title,
+                        "skipped (injected-by-policy): the API server injected this pod when it was created: remove the label \
+                         callback-guard.io/inject from its template or its namespace, and restart the app",
+                    );
                     Vec::new()
                 }
             },
@@ -214,40 +264,55 @@ impl Run<'_> {
         root: &Node,
         (object, pod): (&Json, &Json),
         workload: &Workload,
-        spec: &SidecarSpec,
+        installation: &Installation,
     ) -> Vec<Operation> {
-        let of_object = |map: &str| {
-            object.get("metadata").and_then(|metadata| metadata.get(map)).and_then(Json::as_object)
-        };
+        let mut out = false;
         if workload.object != workload.pod {
-            let annotations = of_object("annotations").into_iter().flat_map(serde_json::Map::keys);
-            for key in annotations.filter(|key| key.starts_with(PREFIX)) {
-                let path = shown(workload.pod.strip_prefix(&workload.object).unwrap_or_default());
-                self.note(
-                    title,
-                    &format!(
-                        "warning: {key} has no effect here: it belongs under {path}.metadata.annotations"
-                    ),
-                );
+            let template = shown(workload.pod.strip_prefix(&workload.object).unwrap_or_default());
+            for misplaced in misplaced(object, &template) {
+                match misplaced {
+                    Misplaced::Disabled => out = true,
+                    Misplaced::Warning(warning) => self.note(title, &format!("warning: {warning}")),
+                    Misplaced::Problem(pointer, message) => {
+                        let pointer = format!("{}{pointer}", workload.object);
+                        let place = at(position(root, &pointer));
+                        let text = format!("{}: {}: {message}", workload.title(), shown(&pointer));
+                        self.problem(&place, &text);
+                    }
+                }
             }
         }
-        // People put the label where they see it first.
-        let label = of_object("labels").and_then(|labels| labels.get(&format!("{PREFIX}inject")));
-        let disabled = label.and_then(Json::as_str) == Some("disabled");
-        let request = Request { namespace: workload.namespace.as_deref(), asked: Asked::ByName };
-        let injection =
-            if disabled { Injection::Skipped(Skip::Disabled) } else { sidecar::inject(pod, &request, spec) };
+        let namespace = workload.namespace.as_deref();
+        let surroundings = self.surroundings.clone();
+        let request = Request {
+            namespace,
+            namespace_metadata: namespace.and_then(|name| surroundings.namespace(name)),
+            by_name: true,
+        };
+        let injection = if out {
+            Injection::Skipped(Reason::Disabled)
+        } else {
+            sidecar::inject(pod, &request, installation)
+        };
         match injection {
-            Injection::Patch { steps, upstream_port, warnings } => {
-                self.note(title, &format!("injected; the app is asked at port {upstream_port}"));
+            Injection::Patch { steps, upstream, listen_port, warnings } => {
+                self.note(title, &format!("injected; callbacks go to port {} of the app", upstream.port));
                 for warning in warnings {
                     self.note(title, &format!("warning: {warning}"));
                 }
+                for note in surroundings.notes(pod, namespace, upstream, listen_port) {
+                    self.note(title, &note);
+                }
                 return steps;
             }
-            Injection::Skipped(skip) => self.note(title, &format!("skipped ({skip}): {}", skip.meaning())),
+            Injection::Skipped(reason) => {
+                let words = reason.words();
+                let text = format!("skipped ({}): {}: {}", words.name, words.meaning, words.remedy);
+                self.note(title, &text);
+            }
             Injection::Refused(problems) => {
-                for problem in problems {
+                // Those of the namespace were reported with it, once for all its pods.
+                for problem in problems.into_iter().filter(|problem| problem.layer == Layer::Pod) {
                     let pointer = format!("{}{}", workload.pod, problem.pointer);
                     let place = at(position(root, &pointer));
                     self.problem(
@@ -259,6 +324,71 @@ impl Run<'_> {
         }
         Vec::new()
     }
+}
+
+/// A label or annotation of ours on a workload instead of its pod template.
+enum Misplaced {
+    /// The label says that there is to be no sidecar: people put it where they see it first.
+    Disabled,
+    /// It has no effect.
+    Warning(String),
+    /// It may have been meant to keep the sidecar out: pointer within the workload, and what is wrong.
+    Problem(String, String),
+}
+
+fn misplaced(workload: &Json, template: &str) -> Vec<Misplaced> {
+    let of_workload = |map: &str| {
+        let map = workload.get("metadata").and_then(|metadata| metadata.get(map)).and_then(Json::as_object);
+        map.into_iter().flatten()
+    };
+    let pointer = |map: &str, name: &str| {
+        format!("/metadata/{map}/{}", sidecar::patch::escaped(&format!("{PREFIX}{name}")))
+    };
+    let mut found = Vec::new();
+    for (key, value) in of_workload("labels").filter(|(key, _)| key.strip_prefix(PREFIX) == Some(INJECT)) {
+        found.push(match value.as_str() {
+            Some("disabled") => Misplaced::Disabled,
+            Some("enabled") => Misplaced::Warning(format!(
+                "{key} has no effect here: it belongs under {template}.metadata.labels"
+            )),
+            _ => {
+                Misplaced::Problem(pointer("labels", INJECT), sidecar::unsupported_label(&value.to_string()))
+            }
+        });
+    }
+    for (key, _) in of_workload("annotations") {
+        let Some(name) = key.strip_prefix(PREFIX) else { continue };
+        found.push(if name == INJECT {
+            let words = Notice::LabelAsAnnotation.words();
+            let text = format!("Not allowed: {}, under {template}.metadata.labels", words.remedy);
+            Misplaced::Problem(pointer("annotations", name), text)
+        } else {
+            Misplaced::Warning(format!(
+                "{key} has no effect here: it belongs under {template}.metadata.annotations"
+            ))
+        });
+    }
+    found
+}
+
+/// The documents of a file, each with its place and its text.
+fn placed<'t>(file: &str, text: &'t str) -> Vec<(Document<'t>, String, &'t str)> {
+    let documents = documents::split(text);
+    let several = documents.iter().filter(|document| !document.is_empty()).count() > 1;
+    let mut number = 0;
+    let place = |document: &Document<'_>| {
+        number += usize::from(!document.is_empty());
+        if several { format!("{file}:document {number}") } else { file.to_owned() }
+    };
+    let places: Vec<_> = documents.iter().map(place).collect();
+    documents
+        .into_iter()
+        .zip(places)
+        .map(|(document, place)| {
+            let whole = document.text(text);
+            (document, place, whole)
+        })
+        .collect()
 }
 
 /// A changed document between its head and its tail.

@@ -1,63 +1,35 @@
-//! What a pod may say about its sidecar: one table for validation and for the documentation.
+//! What can be set about a sidecar: one table for validation, for the CEL of the admission policy, for the arguments of the
+//! container and for the documentation.
+//!
+//! Each row can be set in three layers, and the last one wins: the installation, the annotations of the namespace, the
+//! annotations of the pod.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Problem;
+pub use super::kind::Kind;
+use super::kind::{NONE, mebibytes, milli_cpu};
 use super::patch::escaped;
-use crate::policy::{duration, nearest_key};
+use super::{Layer, Problem};
+use crate::policy::nearest_key;
 
-/// What our labels and annotations begin with.
+/// The prefix of all our labels and annotations.
 pub const PREFIX: &str = "callback-guard.io/";
 
-/// What the value of an annotation is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A port. Ours begin at 1024: the sidecar is no root.
-    Port {
-        /// The lowest.
-        least: u16,
-    },
-    /// A whole number.
-    Count {
-        /// The lowest.
-        least: u32,
-        /// The highest.
-        most: u32,
-    },
-    /// A duration as in the policy.
-    Time {
-        /// The shortest, seconds.
-        least: u64,
-        /// The longest, seconds.
-        most: u64,
-    },
-    /// The same, without a fraction of a second: Kubernetes sleeps whole seconds.
-    WholeSeconds {
-        /// The shortest, seconds.
-        least: u64,
-        /// The longest, seconds.
-        most: u64,
-    },
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    /// The name of an object: a DNS subdomain.
-    Name,
-    /// The reference of an image.
-    Image,
-    /// CPU: `250m` or whole cores.
-    Cpu,
-    /// Memory: whole `Mi` or `Gi`.
-    Memory,
-    /// Written at the injection, by nobody else.
-    Written,
-}
+/// The label that asks for a sidecar, behind [`PREFIX`].
+pub const INJECT: &str = "inject";
 
-/// The least and most of CPU, in thousandths of a core, and of memory, in MiB.
-const CPU_RANGE: [u32; 2] = [10, 64_000];
-const MEMORY_RANGE: [u32; 2] = [32, 65_536];
+/// What becomes of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It is passed on as the flag of `proxy` with the same name, if it is set.
+    Flag,
+    /// The container, its volumes or the pod are made with it.
+    Field,
+    /// It records an injection.
+    Record,
+}
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -66,300 +38,252 @@ pub struct Annotation {
     pub name: &'static str,
     /// What its value is.
     pub kind: Kind,
-    /// What holds without it. In words where it is no value of its own.
+    /// What becomes of it.
+    pub effect: Effect,
+    /// The value without it; in words if it has none of its own.
     pub default: &'static str,
     /// What it does.
     pub meaning: &'static str,
 }
 
-const fn row(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Annotation {
-    Annotation { name, kind, default, meaning }
+const fn flag(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Annotation {
+    Annotation { name, kind, effect: Effect::Flag, default, meaning }
 }
 
-const HOUR: u64 = 3600;
+const fn field(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Annotation {
+    Annotation { name, kind, effect: Effect::Field, default, meaning }
+}
+
+const fn record(name: &'static str, meaning: &'static str) -> Annotation {
+    Annotation { name, kind: Kind::Written, effect: Effect::Record, default: "", meaning }
+}
+
+const HOUR: u32 = 3600;
+
+/// The value of a row that no layer sets and that has no default of its own.
+pub(super) const NOT_SET: &str = "";
 
 /// Every annotation under our prefix.
-pub const TABLE: [Annotation; 22] = [
-    row(
+pub const TABLE: [Annotation; 24] = [
+    field(
         "upstream-port",
         Kind::Port { least: 1 },
-        "the one port that the app's containers declare, else `8080`",
-        "the app's port, asked on loopback",
+        "the one TCP port that the app's containers declare; else the one port that their probes name; else `8080`, with a \
+         warning",
+        "the app's port on loopback (127.0.0.1 or [::1])",
     ),
-    row(
+    flag(
         "upstream-form",
         Kind::OneOf(&["as-received", "path", "query"]),
         "as-received",
         "how the app wants its URLs: `proxy --upstream-form`",
     ),
-    row(
+    field(
         "listen-port",
         Kind::Port { least: 1024 },
         "18443",
-        "where the sidecar listens for callbacks over TLS; the port's name stays `callback-guard`",
+        "the sidecar's port for callbacks over TLS; the port's name stays `callback-guard`",
     ),
-    row("admin-port", Kind::Port { least: 1024 }, "19090", "probes, metrics and the status page"),
-    row(
+    field("admin-port", Kind::Port { least: 1024 }, "19090", "probes, metrics and the status page"),
+    field(
         "policy-configmap",
         Kind::Name,
         "`--policy-configmap`",
         "the ConfigMap with the policy, in the pod's namespace",
     ),
-    row(
+    field(
         "policy-source",
         Kind::OneOf(&["watch", "volume"]),
         "watch",
-        "`watch`: the ConfigMap is mounted and watched, an edit is in force within a second. `volume`: it is only \
+        "`watch`: the ConfigMap is mounted and watched, and an edit is in force within a second. `volume`: it is only \
          mounted, an edit takes a minute or so, and the pod gets no token for the API server",
     ),
-    row(
+    field(
         "tls-secret",
         Kind::Name,
         "`--tls-secret`",
         "the Secret with `tls.crt` and `tls.key`, in the pod's namespace",
     ),
-    row(
+    field(
         "app-pre-stop-sleep",
         Kind::WholeSeconds { least: 1, most: HOUR },
-        "none",
+        NONE,
         "adds a `preStop.sleep` to the app's containers that have no preStop hook, so that the app still answers while \
-         the endpoints change; shorter than the pod's grace period",
+         the endpoints change; must be shorter than the pod's grace period",
     ),
-    row("image", Kind::Image, "`--image`", "the sidecar's image"),
-    row(
+    field("image", Kind::Image, "`--image`", "the sidecar's image"),
+    field(
         "image-pull-policy",
         Kind::OneOf(&["Always", "IfNotPresent", "Never"]),
         "left to Kubernetes",
         "when the image is pulled",
     ),
-    row(
+    field(
+        "run-as-user",
+        Kind::User,
+        "65532",
+        "the sidecar's user ID; `none` leaves it to the cluster, as OpenShift requires (the image runs as any user)",
+    ),
+    field(
         "cpu-request",
         Kind::Cpu,
         "100m",
-        "CPU set aside, at most the limit; in a Guaranteed pod it is the limit",
+        "the CPU request, lowered to the limit if that is less; in a Guaranteed pod it equals the limit",
     ),
-    row(
+    field(
         "cpu-limit",
-        Kind::Cpu,
-        "1",
-        "CPU at most: one worker and the admin thread seldom need more than a core",
+        Kind::CpuOrNone,
+        NONE,
+        "the CPU limit; set it where a LimitRange or a quota requires one. A Guaranteed pod needs one: there `none` means `1`",
     ),
-    row(
+    field(
         "memory-request",
         Kind::Memory,
         "64Mi",
-        "memory set aside, at most the limit; in a Guaranteed pod it is the limit",
+        "the memory request, lowered to the limit if that is less; in a Guaranteed pod it equals the limit",
     ),
-    row(
+    field(
         "memory-limit",
         Kind::Memory,
         "256Mi",
-        "memory at most; half of it may be callbacks and answers (`proxy --max-held`)",
+        "the memory limit; up to half of it holds callbacks and answers (`proxy --max-held`)",
     ),
-    row(
+    flag(
         "workers",
         Kind::Count { least: 1, most: 64 },
         "1",
         "threads that answer callbacks: `proxy --workers`",
     ),
-    row("log-level", Kind::OneOf(&["off", "error", "warn", "info", "debug"]), "info", "`proxy --log-level`"),
-    row("drain-delay", Kind::Time { least: 0, most: HOUR }, "3s", "`proxy --drain-delay`"),
-    row("drain-timeout", Kind::Time { least: 0, most: HOUR }, "20s", "`proxy --drain-timeout`"),
-    row("inject", Kind::Written, "", "is a label: stands under `metadata.labels`, `enabled` or `disabled`"),
-    row("injected-version", Kind::Written, "", "the version of callback-guard that injected"),
-    row("injected-hash", Kind::Written, "", "a hash of what was injected: equal where the sidecars are"),
-    row("injected-paths", Kind::Written, "", "what the pod did not have before, for `uninject`"),
+    flag("log-level", Kind::OneOf(&["off", "error", "warn", "info", "debug"]), "info", "`proxy --log-level`"),
+    flag("drain-delay", Kind::Time { least: 0, most: HOUR }, "3s", "`proxy --drain-delay`"),
+    flag("drain-timeout", Kind::Time { least: 0, most: HOUR }, "20s", "`proxy --drain-timeout`"),
+    record(INJECT, "is a label: set it under `metadata.labels`, to `enabled` or `disabled`"),
+    record("injected-version", "the version of callback-guard that injected the sidecar"),
+    record("injected-hash", "a hash of the sidecar's specification; equal sidecars have equal hashes"),
+    record(
+        "injected-paths",
+        "what the injection added beside the sidecar, for `uninject` (only by `inject -f`)",
+    ),
+    record("injected-by", "`policy` if the admission policy injected the sidecar"),
 ];
 
-impl Kind {
-    /// What kind of value, for the documentation.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Port { .. } => "port",
-            Kind::Count { .. } => "whole number",
-            Kind::Time { .. } => "duration",
-            Kind::WholeSeconds { .. } => "duration, whole seconds",
-            Kind::OneOf(_) => "one of",
-            Kind::Name => "name",
-            Kind::Image => "image",
-            Kind::Cpu => "CPU",
-            Kind::Memory => "memory",
-            Kind::Written => "written at the injection",
-        }
+impl Annotation {
+    /// Whether a person can set it.
+    pub fn is_setting(&self) -> bool {
+        self.effect != Effect::Record
     }
 
-    /// The allowed values, for the documentation and for whoever used another.
-    pub fn range(self) -> String {
-        let seconds = |seconds| duration::display(Duration::from_secs(seconds));
-        match self {
-            Kind::Port { least } => format!("{least} to 65535"),
-            Kind::Count { least, most } => format!("{least} to {most}"),
-            Kind::Time { least, most } | Kind::WholeSeconds { least, most } => {
-                format!("{} to {}", seconds(least), seconds(most))
-            }
-            Kind::OneOf(words) => words.join(", "),
-            Kind::Name => "lower-case letters, digits, `-` and `.`; at most 253".to_owned(),
-            Kind::Image => "a reference without spaces; at most 512 characters".to_owned(),
-            Kind::Cpu => "10m to 64 cores, as `250m` or `2`".to_owned(),
-            Kind::Memory => "32Mi to 64Gi, as `256Mi` or `1Gi`".to_owned(),
-            Kind::Written => String::new(),
-        }
+    /// The default as a value; [`NOT_SET`] if the row has none of its own, or if `proxy` has it.
+    pub(super) fn default_value(&self) -> &'static str {
+        let is_value = self.effect == Effect::Field && self.kind.check(self.default).is_ok();
+        if is_value { self.default } else { NOT_SET }
     }
 
-    fn allows(self, text: &str) -> bool {
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = |text: &str| text.parse::<u32>().ok().filter(|_| digits(text));
-        let time = |least, most| {
-            let range = Duration::from_secs(least)..=Duration::from_secs(most);
-            duration::parse(text).ok().filter(|time| range.contains(time))
-        };
-        match self {
-            Kind::Port { least } => {
-                number(text).is_some_and(|port| (u32::from(least)..=65_535).contains(&port))
-            }
-            Kind::Count { least, most } => number(text).is_some_and(|count| (least..=most).contains(&count)),
-            Kind::Time { least, most } => time(least, most).is_some(),
-            Kind::WholeSeconds { least, most } => {
-                time(least, most).is_some_and(|time| time.subsec_nanos() == 0)
-            }
-            Kind::OneOf(words) => words.contains(&text),
-            Kind::Name => {
-                let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-                let part = |part: &str| {
-                    part.bytes().all(inner)
-                        && !part.is_empty()
-                        && !part.starts_with('-')
-                        && !part.ends_with('-')
-                };
-                text.len() <= 253 && text.split('.').all(part)
-            }
-            Kind::Image => {
-                (1..=512).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
-            }
-            Kind::Cpu => milli_cpu(text).is_some(),
-            Kind::Memory => mebibytes(text).is_some(),
-            Kind::Written => false,
-        }
-    }
-
-    /// Whether a flag or an annotation of this kind may have this value.
-    ///
-    /// # Errors
-    ///
-    /// What was found and what is allowed.
-    pub fn check(self, text: &str) -> Result<(), String> {
-        if self.allows(text) {
-            return Ok(());
-        }
-        let range = self.range();
-        let article = if self.name().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-        let one_of = matches!(self, Kind::OneOf(_));
-        let allowed = if one_of { range } else { format!("{article} {}, {range}", self.name()) };
-        Err(format!("Invalid value: {text:?}: must be {allowed}"))
+    /// JSON pointer to it within a pod.
+    pub(super) fn pointer(name: &str) -> String {
+        format!("/metadata/annotations/{}", escaped(&format!("{PREFIX}{name}")))
     }
 }
 
-/// Thousandths of a core of `250m` or `2`, if within the range.
-fn milli_cpu(text: &str) -> Option<u32> {
-    let (number, scale) = text.strip_suffix('m').map_or((text, 1000), |number| (number, 1));
-    let milli = number.parse::<u32>().ok()?.checked_mul(scale)?;
-    (CPU_RANGE[0]..=CPU_RANGE[1]).contains(&milli).then_some(milli)
+/// The rows that can be set.
+pub fn settings() -> impl Iterator<Item = &'static Annotation> {
+    TABLE.iter().filter(|row| row.is_setting())
 }
 
-/// MiB of `256Mi` or `1Gi`, if within the range.
-fn mebibytes(text: &str) -> Option<u32> {
-    let number = |unit, scale| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(scale);
-    let mebibytes = number("Mi", 1).or_else(|| number("Gi", 1024))?;
-    (MEMORY_RANGE[0]..=MEMORY_RANGE[1]).contains(&mebibytes).then_some(mebibytes)
+/// The row of a setting.
+pub fn setting(name: &str) -> Option<&'static Annotation> {
+    settings().find(|row| row.name == name)
 }
 
-/// What a pod says about its sidecar; every value is one that its row allows.
+/// What is set for one sidecar. Every value is one that its row allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Annotations(BTreeMap<&'static str, String>);
+pub(super) struct Settings(BTreeMap<&'static str, String>);
 
-impl Annotations {
-    /// Reads those under our prefix, and notes everything that is wrong with them.
-    pub(super) fn read(pod: &Value, problems: &mut Vec<Problem>) -> Annotations {
-        let mut found = Annotations::default();
-        let map = pod.pointer("/metadata/annotations").and_then(Value::as_object);
-        for (key, value) in map.into_iter().flatten() {
-            let Some(name) = key.strip_prefix(PREFIX) else { continue };
-            let message = match (TABLE.iter().find(|row| row.name == name), value.as_str()) {
-                (None, _) => unknown(name),
-                (Some(Annotation { kind: Kind::Written, meaning, .. }), _) if name == "inject" => {
-                    format!("Not allowed: {meaning}")
-                }
-                (Some(Annotation { kind: Kind::Written, meaning, .. }), _) => {
-                    format!("Not allowed: {meaning}; nobody else writes it: take it away")
-                }
-                (Some(_), None) => format!("Invalid value: {value}: must be a string: put it in quotes"),
-                (Some(row), Some(text)) => match row.kind.check(text) {
-                    Ok(()) => {
-                        found.0.insert(row.name, text.to_owned());
-                        continue;
-                    }
-                    Err(message) => message,
-                },
-            };
-            problems.push(Problem::at(pointer(name), message));
+impl Settings {
+    /// Puts the layers together, the last one on top, and notes everything that is wrong with them.
+    ///
+    /// `installation` was checked when it was read.
+    pub(super) fn read(
+        installation: &BTreeMap<&'static str, String>,
+        namespace: Option<&Value>,
+        pod: &Value,
+        problems: &mut Vec<Problem>,
+    ) -> Settings {
+        let mut found = Settings(installation.clone());
+        if let Some(metadata) = namespace {
+            found.layer(metadata.get("annotations"), Layer::Namespace, problems);
         }
-        found.compare("cpu-request", "cpu-limit", milli_cpu, problems);
-        found.compare("memory-request", "memory-limit", mebibytes, problems);
-        if found.number("listen-port") == found.number("admin-port") {
-            let message =
-                format!("Invalid value: {:?}: {PREFIX}listen-port is the same", found.text("admin-port"));
-            problems.push(Problem::at(pointer("admin-port"), message));
-        }
+        found.layer(pod.pointer("/metadata/annotations"), Layer::Pod, problems);
         found
     }
 
-    fn compare(
-        &self,
-        request: &str,
-        limit: &str,
-        read: fn(&str) -> Option<u32>,
-        problems: &mut Vec<Problem>,
-    ) {
-        let Some(asked) = self.given(request) else { return };
-        let most = self.text(limit);
-        if read(asked) > read(most) {
-            let message = format!("Invalid value: {asked:?}: is more than {PREFIX}{limit}, which is {most}");
-            problems.push(Problem::at(pointer(request), message));
+    fn layer(&mut self, annotations: Option<&Value>, layer: Layer, problems: &mut Vec<Problem>) {
+        for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {
+            let Some(name) = key.strip_prefix(PREFIX) else { continue };
+            match read(name, value) {
+                Ok((row, text)) => {
+                    self.0.insert(row.name, text);
+                }
+                Err(message) => problems.push(Problem { layer, pointer: Annotation::pointer(name), message }),
+            }
         }
     }
 
-    /// A request, which is never above its limit.
-    pub(super) fn request(&self, request: &str, limit: &str) -> &str {
-        let (asked, most) = (self.text(request), self.text(limit));
-        let amount = |text| milli_cpu(text).or_else(|| mebibytes(text));
-        if amount(asked) > amount(most) { most } else { asked }
-    }
-
-    /// What the pod says.
+    /// What a layer sets.
     pub(super) fn given(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// What holds: what the pod says, or the default of the table, which has to be a value.
+    /// The value in force: what a layer sets, or the default of the table; empty without one.
     pub(super) fn text(&self, name: &str) -> &str {
-        let default = || TABLE.iter().find(|row| row.name == name).map_or("", |row| row.default);
-        self.given(name).unwrap_or_else(default)
+        self.given(name).unwrap_or_else(|| setting(name).map_or("", Annotation::default_value))
     }
 
-    /// The same as a number: of a port, or of MiB.
-    pub(super) fn number(&self, name: &str) -> u32 {
-        let text = self.text(name);
-        text.parse().ok().or_else(|| mebibytes(text)).unwrap_or_default()
+    /// A port as a number.
+    pub(super) fn port(&self, name: &str) -> u32 {
+        self.text(name).parse().unwrap_or_default()
+    }
+
+    /// The requests that are set and are above their limits: each as (request, limit), names of rows.
+    pub(super) fn requests_above_limits(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        AMOUNTS.into_iter().filter_map(|(request, limit, amount)| {
+            let asked = amount(self.given(request)?)?;
+            amount(self.text(limit)).is_some_and(|limit| asked > limit).then_some((request, limit))
+        })
+    }
+
+    /// A request, lowered to its limit.
+    pub(super) fn lowered(&self, request: &str, limit: &str) -> &str {
+        let (asked, most) = (self.text(request), self.text(limit));
+        let amount = |text| milli_cpu(text).or_else(|| mebibytes(text));
+        if amount(most).is_some_and(|most| amount(asked) > Some(most)) { most } else { asked }
     }
 }
 
-/// JSON pointer to an annotation of ours.
-pub(super) fn pointer(name: &str) -> String {
-    format!("/metadata/annotations/{}", escaped(&format!("{PREFIX}{name}")))
+/// Reads a quantity of an annotation.
+type Amount = fn(&str) -> Option<u32>;
+const AMOUNTS: [(&str, &str, Amount); 2] =
+    [("cpu-request", "cpu-limit", milli_cpu), ("memory-request", "memory-limit", mebibytes)];
+
+/// Reads one annotation, its name without the prefix.
+///
+/// # Errors
+///
+/// What is wrong with it, and what is right.
+pub fn read(name: &str, value: &Value) -> Result<(&'static Annotation, String), String> {
+    match (TABLE.iter().find(|row| row.name == name), value) {
+        (None, _) => Err(unknown(name)),
+        (Some(row), _) if row.name == INJECT => Err(format!("Not allowed: {}", row.meaning)),
+        (Some(row), _) if !row.is_setting() => {
+            Err(format!("Not allowed: {}; only the injection writes it: remove it", row.meaning))
+        }
+        (Some(row), Value::String(text)) => row.kind.check(text).map(|()| (row, text.clone())),
+        (Some(_), other) => Err(format!("Invalid value: {other}: must be a string: put it in quotes")),
+    }
 }
 
 fn unknown(name: &str) -> String {
-    let known: Vec<_> = TABLE.iter().filter(|row| row.kind != Kind::Written).map(|row| row.name).collect();
+    let known: Vec<_> = settings().map(|row| row.name).collect();
     match nearest_key(name, &known) {
         Some(near) => format!("Unknown annotation: did you mean \"{PREFIX}{near}\"?"),
         None => format!("Unknown annotation: known under {PREFIX} are {}", known.join(", ")),

@@ -1,9 +1,12 @@
-//! What is put into a pod: our container and its volumes.
+//! What is put into a pod: our container and its volumes, as templates, and the values that go into them.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::annotations::Annotations;
-use super::{CONTAINER, SidecarSpec};
+use super::annotations::{Effect, Settings, settings};
+use super::kind::NONE;
+use super::pod;
+use super::template::{Node, Part, Values, of, only_if, text, texts};
+use super::{CONTAINER, Upstream};
 
 const TLS: &str = "callback-guard-tls";
 const POLICY: &str = "callback-guard-policy";
@@ -19,20 +22,186 @@ const POLICY_CACHE_FOLDER: &str = "/var/cache/callback-guard";
 const API_TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// 0444: our user is not root, and the volumes are mounted in our container alone.
-const READABLE: u32 = 0o444;
+const READABLE: i64 = 0o444;
 
-/// What Kubernetes itself asks for: an hour, and the seven seconds by which it tells its own tokens from others.
-const TOKEN_SECONDS: u32 = 3607;
+/// What Kubernetes itself requests: an hour, and the seven seconds by which it tells its own tokens from others.
+const TOKEN_SECONDS: i64 = 3607;
 
-/// What the pod's container is made from.
-pub(super) struct Plan<'p> {
-    pub(super) spec: &'p SidecarSpec,
-    pub(super) annotations: &'p Annotations,
-    /// The app's port.
-    pub(super) upstream_port: u32,
-    /// `terminationGracePeriodSeconds`.
-    pub(super) grace_seconds: u64,
-    pub(super) resources: Resources,
+/// The grace periods that `proxy` accepts, seconds: it refuses one too short to shut down in, and one of more than an hour.
+pub(super) const GRACE_RANGE: [i64; 2] = [2, 3600];
+
+/// The CPU limit in a Guaranteed pod, which needs one.
+pub(super) const GUARANTEED_CPU: &str = "1";
+
+/// The memory for callbacks in a pod with resources of its own as a whole: the kubelet then sets the pod's limit on our
+/// container, and half of that is not ours.
+const HELD_IN_POD_LIMIT: &str = "128MiB";
+
+/// The container, to be the first of `initContainers`.
+pub(super) fn container() -> Node {
+    let probe = |path: &str, period: i64, failures: i64| {
+        Node::Object(vec![
+            ("httpGet", Node::Object(vec![("path", text(path)), ("port", Node::IntOf("admin"))])),
+            ("periodSeconds", Node::Int(period)),
+            ("timeoutSeconds", Node::Int(2)),
+            ("failureThreshold", Node::Int(failures)),
+        ])
+    };
+    let port = |name: &str, number| {
+        Node::Object(vec![
+            ("name", text(name)),
+            ("containerPort", Node::IntOf(number)),
+            ("protocol", text("TCP")),
+        ])
+    };
+    let drain = Node::Object(vec![("command", texts(&["/callback-guard", "drain"]))]);
+    Node::Object(vec![
+        ("name", text(CONTAINER)),
+        ("image", of("image")),
+        ("imagePullPolicy", only_if("image-pull-policy-set", of("image-pull-policy"))),
+        // This makes it a sidecar: it starts before the app and stops after it.
+        ("restartPolicy", text("Always")),
+        ("command", texts(&["/callback-guard"])),
+        ("args", Node::List(arguments())),
+        ("env", environment()),
+        ("ports", Node::List(vec![port(CONTAINER, "listen"), port("guard-admin", "admin")])),
+        // The app starts once the process is up, whether there is a certificate yet or not; readiness waits for it.
+        ("startupProbe", probe("/livez", 1, 60)),
+        ("readinessProbe", probe("/readyz", 2, 3)),
+        ("livenessProbe", probe("/livez", 10, 3)),
+        ("lifecycle", Node::Object(vec![("preStop", Node::Object(vec![("exec", drain)]))])),
+        ("securityContext", security()),
+        ("resources", only_if("own-resources", resources())),
+        // `kubectl describe pod` then shows why it exited: the end of its log.
+        ("terminationMessagePolicy", text("FallbackToLogsOnError")),
+        ("volumeMounts", mounts()),
+    ])
+}
+
+fn arguments() -> Vec<Node> {
+    let joined = |parts: &[&str], last: Part| {
+        Node::Text(parts.iter().map(|part| Part::Is((*part).to_owned())).chain([last]).collect())
+    };
+    let mut arguments = vec![
+        text("proxy"),
+        joined(&["--listen=[::]:"], Part::Number("listen")),
+        text(format!("--tls-cert={TLS_FOLDER}/tls.crt")),
+        text(format!("--tls-key={TLS_FOLDER}/tls.key")),
+        text("--tls-wait"),
+        // The guard itself dials both loopback addresses for this name.
+        joined(&["--upstream=http://localhost:"], Part::Number("upstream")),
+        text(format!("--policy-file={POLICY_FOLDER}/policy.yaml")),
+        text(format!("--override-file={POLICY_FOLDER}/override.yaml")),
+        Node::Text(vec![
+            Part::Is("--grace-period=".to_owned()),
+            Part::Number("grace"),
+            Part::Is("s".to_owned()),
+        ]),
+        // With a limit of the container's own, `proxy` follows that.
+        only_if("pod-resources", text(format!("--max-held={HELD_IN_POD_LIMIT}"))),
+        only_if("watch", joined(&["--policy-configmap=$(POD_NAMESPACE)/"], Part::Of("policy-configmap"))),
+        only_if("watch", text(format!("--policy-cache={POLICY_CACHE_FOLDER}"))),
+    ];
+    for row in settings().filter(|row| row.effect == Effect::Flag) {
+        let argument = joined(&["--", row.name, "="], Part::Of(row.name));
+        arguments.push(only_if(condition_that_set(row.name), argument));
+    }
+    arguments
+}
+
+/// The condition that a layer sets this row.
+pub(super) fn condition_that_set(row: &str) -> String {
+    format!("{row}-set")
+}
+
+fn environment() -> Node {
+    let namespace = Node::Object(vec![("fieldPath", text("metadata.namespace"))]);
+    Node::List(vec![
+        Node::Object(vec![
+            ("name", text("POD_NAMESPACE")),
+            ("valueFrom", Node::Object(vec![("fieldRef", namespace)])),
+        ]),
+        // Not an argument: `drain` in the preStop hook reads it too.
+        Node::Object(vec![
+            ("name", text("CALLBACK_GUARD_ADMIN_LISTEN")),
+            ("value", Node::Text(vec![Part::Is("[::]:".to_owned()), Part::Number("admin")])),
+        ]),
+    ])
+}
+
+/// Pod Security's `restricted` requires these on the container.
+fn security() -> Node {
+    Node::Object(vec![
+        ("runAsNonRoot", Node::Bool(true)),
+        ("runAsUser", only_if("fixed-user", Node::IntOf("user"))),
+        ("allowPrivilegeEscalation", Node::Bool(false)),
+        ("readOnlyRootFilesystem", Node::Bool(true)),
+        ("capabilities", Node::Object(vec![("drop", texts(&["ALL"]))])),
+        ("seccompProfile", Node::Object(vec![("type", text("RuntimeDefault"))])),
+    ])
+}
+
+fn resources() -> Node {
+    let limits =
+        vec![("cpu", only_if("cpu-limited", of("cpu-limit-in-force"))), ("memory", of("memory-limit"))];
+    let requests = vec![("cpu", of("cpu-request-in-force")), ("memory", of("memory-request-in-force"))];
+    Node::Object(vec![("requests", Node::Map(requests)), ("limits", Node::Map(limits))])
+}
+
+fn mounts() -> Node {
+    let mount = |name: &str, path: &str, read_only: bool| {
+        let mut fields = vec![("name", text(name)), ("mountPath", text(path))];
+        if read_only {
+            fields.push(("readOnly", Node::Bool(true)));
+        }
+        Node::Object(fields)
+    };
+    Node::List(vec![
+        mount(TLS, TLS_FOLDER, true),
+        // Whole, without a subPath: those are not updated.
+        mount(POLICY, POLICY_FOLDER, true),
+        only_if("watch", mount(POLICY_CACHE, POLICY_CACHE_FOLDER, false)),
+        only_if("watch", mount(API_TOKEN, API_TOKEN_FOLDER, true)),
+    ])
+}
+
+/// Our volumes.
+pub(super) fn volumes() -> Vec<Node> {
+    let volume = |name: &str, kind: &'static str, of: Vec<(&'static str, Node)>| {
+        Node::Object(vec![("name", text(name)), (kind, Node::Object(of))])
+    };
+    let readable = ("defaultMode", Node::Int(READABLE));
+    let optional = ("optional", Node::Bool(true));
+    let item = |key: &str| Node::Object(vec![("key", text(key)), ("path", text(key))]);
+    let namespace = Node::Object(vec![
+        ("path", text("namespace")),
+        (
+            "fieldRef",
+            Node::Object(vec![("apiVersion", text("v1")), ("fieldPath", text("metadata.namespace"))]),
+        ),
+    ]);
+    let token = vec![("path", text("token")), ("expirationSeconds", Node::Int(TOKEN_SECONDS))];
+    let sources = Node::List(vec![
+        Node::Object(vec![("serviceAccountToken", Node::Object(token))]),
+        Node::Object(vec![(
+            "configMap",
+            Node::Object(vec![
+                ("name", text("kube-root-ca.crt")),
+                ("items", Node::List(vec![item("ca.crt")])),
+            ]),
+        )]),
+        Node::Object(vec![("downwardAPI", Node::Object(vec![("items", Node::List(vec![namespace]))]))]),
+    ]);
+    vec![
+        // Optional: a missing Secret would hold the pod in ContainerCreating, where nothing says why.
+        volume(TLS, "secret", vec![("secretName", of("tls-secret")), readable.clone(), optional.clone()]),
+        volume(POLICY, "configMap", vec![("name", of("policy-configmap")), readable.clone(), optional]),
+        // A policy is at most 1 MiB.
+        only_if("watch", volume(POLICY_CACHE, "emptyDir", vec![("sizeLimit", text("16Mi"))])),
+        // Our own token: it is there with `automountServiceAccountToken: false` too, and if something is mounted at the
+        // standard path, Kubernetes mounts nothing else there.
+        only_if("watch", volume(API_TOKEN, "projected", vec![readable, ("sources", sources)])),
+    ]
 }
 
 /// How the container's resources are set.
@@ -42,147 +211,51 @@ pub(super) enum Resources {
     Burstable,
     /// Requests equal to the limits, so that the pod stays Guaranteed.
     Guaranteed,
-    /// None of its own: the pod has some as a whole, which the sums of its containers may not exceed.
+    /// None of its own: the pod has some as a whole, and the sums of its containers may not exceed them.
     OfPod,
 }
 
-impl Plan<'_> {
-    fn name<'a>(&'a self, annotation: &str, default: &'a str) -> &'a str {
-        self.annotations.given(annotation).unwrap_or(default)
+/// What goes into the templates for this pod. `variables` in `admission/variables.rs` computes the same in CEL.
+pub(super) fn values(pod: &Value, settings_of_pod: &Settings, upstream: Upstream) -> Values {
+    let mut values = Values::default();
+    for row in settings() {
+        values.texts.insert(row.name, settings_of_pod.text(row.name).to_owned());
+        values.conditions.insert(condition_that_set(row.name), settings_of_pod.given(row.name).is_some());
     }
-
-    fn watches(&self) -> bool {
-        self.annotations.text("policy-source") == "watch"
-    }
-
-    fn policy_configmap(&self) -> &str {
-        self.name("policy-configmap", &self.spec.policy_configmap)
-    }
-
-    /// The container, to be the first of `initContainers`.
-    pub(super) fn container(&self) -> Value {
-        let admin = self.annotations.number("admin-port");
-        let probe = |path: &str, period: u32, failures: u32| {
-            json!({
-                "httpGet": {"path": path, "port": admin},
-                "periodSeconds": period,
-                "timeoutSeconds": 2,
-                "failureThreshold": failures,
-            })
-        };
-        let mut container = json!({
-            "name": CONTAINER,
-            "image": self.name("image", &self.spec.image),
-            // This makes it a sidecar: started before the app, ended after it.
-            "restartPolicy": "Always",
-            "command": ["/callback-guard"],
-            "args": self.args(),
-            "env": [
-                {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
-                // Not an argument: `drain` in the hook below reads it too.
-                {"name": "CALLBACK_GUARD_ADMIN_LISTEN", "value": format!("[::]:{admin}")},
-            ],
-            "ports": [
-                {"name": CONTAINER, "containerPort": self.annotations.number("listen-port"), "protocol": "TCP"},
-                {"name": "guard-admin", "containerPort": admin, "protocol": "TCP"},
-            ],
-            // The app starts once the process is up, whether there is a certificate yet or not; being ready waits for it.
-            "startupProbe": probe("/livez", 1, 60),
-            "readinessProbe": probe("/readyz", 2, 3),
-            "livenessProbe": probe("/livez", 10, 3),
-            "lifecycle": {"preStop": {"exec": {"command": ["/callback-guard", "drain"]}}},
-            // Pod Security's `restricted` wants these on the container.
-            "securityContext": {
-                "runAsNonRoot": true,
-                "runAsUser": 65532,
-                "allowPrivilegeEscalation": false,
-                "readOnlyRootFilesystem": true,
-                "capabilities": {"drop": ["ALL"]},
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "volumeMounts": self.mounts(),
-        });
-        if let Some(policy) = self.annotations.given("image-pull-policy") {
-            container["imagePullPolicy"] = policy.into();
-        }
-        let of = |name| self.annotations.text(name);
-        let limits = json!({"cpu": of("cpu-limit"), "memory": of("memory-limit")});
-        let request = |name, limit| self.annotations.request(name, limit);
-        let requests = match self.resources {
-            Resources::Burstable => json!({
-                "cpu": request("cpu-request", "cpu-limit"),
-                "memory": request("memory-request", "memory-limit"),
-            }),
-            Resources::Guaranteed => limits.clone(),
-            Resources::OfPod => return container,
-        };
-        container["resources"] = json!({"requests": requests, "limits": limits});
-        container
-    }
-
-    fn args(&self) -> Vec<String> {
-        let listen = self.annotations.number("listen-port");
-        // The proxy refuses a period too short to end anything in, and one of more than an hour.
-        let grace = self.grace_seconds.clamp(2, 3600);
-        let held = (self.annotations.number("memory-limit") / 2).max(1);
-        let mut args = vec![
-            "proxy".to_owned(),
-            format!("--listen=[::]:{listen}"),
-            format!("--tls-cert={TLS_FOLDER}/tls.crt"),
-            format!("--tls-key={TLS_FOLDER}/tls.key"),
-            "--tls-wait".to_owned(),
-            format!("--upstream=http://127.0.0.1:{}", self.upstream_port),
-            format!("--policy-file={POLICY_FOLDER}/policy.yaml"),
-            format!("--override-file={POLICY_FOLDER}/override.yaml"),
-            format!("--grace-period={grace}s"),
-            format!("--max-held={held}MiB"),
-        ];
-        if self.watches() {
-            args.push(format!("--policy-configmap=$(POD_NAMESPACE)/{}", self.policy_configmap()));
-            args.push(format!("--policy-cache={POLICY_CACHE_FOLDER}"));
-        }
-        for name in ["upstream-form", "workers", "log-level", "drain-delay", "drain-timeout"] {
-            args.extend(self.annotations.given(name).map(|value| format!("--{name}={value}")));
-        }
-        args
-    }
-
-    fn mounts(&self) -> Value {
-        let mut mounts = vec![
-            json!({"name": TLS, "mountPath": TLS_FOLDER, "readOnly": true}),
-            // Whole, without a subPath: those are not updated.
-            json!({"name": POLICY, "mountPath": POLICY_FOLDER, "readOnly": true}),
-        ];
-        if self.watches() {
-            mounts.push(json!({"name": POLICY_CACHE, "mountPath": POLICY_CACHE_FOLDER}));
-            mounts.push(json!({"name": API_TOKEN, "mountPath": API_TOKEN_FOLDER, "readOnly": true}));
-        }
-        mounts.into()
-    }
-
-    /// Our volumes.
-    pub(super) fn volumes(&self) -> Vec<Value> {
-        let secret = self.name("tls-secret", &self.spec.tls_secret);
-        let mut volumes = vec![
-            // Optional: a missing one would hold the pod in ContainerCreating, where nobody says why.
-            json!({"name": TLS, "secret": {"secretName": secret, "defaultMode": READABLE, "optional": true}}),
-            json!({"name": POLICY, "configMap": {
-                "name": self.policy_configmap(), "defaultMode": READABLE, "optional": true
-            }}),
-        ];
-        if self.watches() {
-            // A policy is at most 1 MiB.
-            volumes.push(json!({"name": POLICY_CACHE, "emptyDir": {"sizeLimit": "16Mi"}}));
-            // Our own: it is there with `automountServiceAccountToken: false` too, and where something is mounted at
-            // the standard path, Kubernetes mounts nothing else there.
-            volumes.push(json!({"name": API_TOKEN, "projected": {"defaultMode": READABLE, "sources": [
-                {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_SECONDS}},
-                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-                {"downwardAPI": {"items": [
-                    {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
-                ]}},
-            ]}}));
-        }
-        volumes
-    }
+    let resources = pod::resources(pod);
+    let guaranteed = resources == Resources::Guaranteed;
+    let cpu_limit = match settings_of_pod.text("cpu-limit") {
+        NONE if guaranteed => GUARANTEED_CPU,
+        text => text,
+    };
+    let memory_limit = settings_of_pod.text("memory-limit");
+    let lowered = |request, limit| settings_of_pod.lowered(request, limit);
+    let [cpu_request, memory_request] = if guaranteed {
+        [cpu_limit, memory_limit]
+    } else {
+        [lowered("cpu-request", "cpu-limit"), lowered("memory-request", "memory-limit")]
+    };
+    values.texts.extend([
+        ("cpu-limit-in-force", cpu_limit.to_owned()),
+        ("cpu-request-in-force", cpu_request.to_owned()),
+        ("memory-request-in-force", memory_request.to_owned()),
+    ]);
+    let [least, most] = GRACE_RANGE;
+    let user = settings_of_pod.text("run-as-user");
+    values.numbers.extend([
+        ("listen", settings_of_pod.port("listen-port").into()),
+        ("admin", settings_of_pod.port("admin-port").into()),
+        ("upstream", upstream.port.into()),
+        ("grace", pod::grace_seconds(pod).clamp(least, most)),
+        ("user", user.parse().unwrap_or_default()),
+    ]);
+    let of_pod = resources == Resources::OfPod;
+    values.conditions.extend([
+        ("own-resources".to_owned(), !of_pod),
+        ("pod-resources".to_owned(), of_pod),
+        ("cpu-limited".to_owned(), cpu_limit != NONE),
+        ("fixed-user".to_owned(), user != NONE),
+        ("watch".to_owned(), settings_of_pod.text("policy-source") == "watch"),
+    ]);
+    values
 }

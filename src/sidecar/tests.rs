@@ -3,13 +3,16 @@ use serde_json::{Value, json};
 use super::patch::Operation;
 use super::*;
 
-fn spec() -> SidecarSpec {
-    SidecarSpec {
-        image: "callback-guard:1".to_owned(),
-        policy_configmap: "callback-guard-policy".to_owned(),
-        tls_secret: "callback-guard-tls".to_owned(),
+fn installation() -> Installation {
+    let settings = [
+        ("image", "callback-guard:1"),
+        ("policy-configmap", "callback-guard-policy"),
+        ("tls-secret", "callback-guard-tls"),
+    ];
+    Installation {
+        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
         own_namespace: Some("callback-guard".to_owned()),
-        namespaces: None,
+        ..Installation::default()
     }
 }
 
@@ -34,11 +37,16 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn annotated(name: &str, value: impl Into<Value>) -> Value {
-    with(&annotations::pointer(name), value.into())
+    with(&Annotation::pointer(name), value.into())
+}
+
+/// A request by somebody who named the pod, which is in the namespace `shop` with this metadata.
+fn request(namespace_metadata: Option<&Value>) -> Request<'_> {
+    Request { namespace: Some("shop"), namespace_metadata, by_name: true }
 }
 
 fn by_name(pod: &Value) -> Injection {
-    inject(pod, &Request { namespace: Some("shop"), asked: Asked::ByName }, &spec())
+    inject(pod, &request(None), &installation())
 }
 
 #[track_caller]
@@ -72,12 +80,13 @@ fn refused(pod: &Value) -> Vec<String> {
 fn labels_and_namespaces_say_who_gets_it() {
     let label = |value: &str| with("/metadata/labels/callback-guard.io~1inject", value.into());
     let of = |pod: &Value, namespace: &str, of_namespace| {
-        let spec =
-            SidecarSpec { namespaces: Some(vec!["shop".to_owned(), "kube-system".to_owned()]), ..spec() };
-        let asked = Asked::ByLabel { of_namespace };
-        match inject(pod, &Request { namespace: Some(namespace), asked }, &spec) {
+        let namespaces = Some(vec!["shop".to_owned(), "kube-system".to_owned()]);
+        let metadata = json!({"labels": {"callback-guard.io/inject": of_namespace}});
+        let request =
+            Request { namespace: Some(namespace), namespace_metadata: Some(&metadata), by_name: false };
+        match inject(pod, &request, &Installation { namespaces, ..installation() }) {
             Injection::Patch { .. } => "injected",
-            Injection::Skipped(reason) => reason.name(),
+            Injection::Skipped(reason) => reason.words().name,
             Injection::Refused(_) => "refused",
         }
     };
@@ -96,7 +105,7 @@ fn labels_and_namespaces_say_who_gets_it() {
     ] {
         assert_eq!(of(&pod, namespace, of_namespace), expected, "{namespace} {of_namespace:?} {pod}");
     }
-    assert_eq!(by_name(&label("disabled")), Injection::Skipped(Skip::Disabled));
+    assert_eq!(by_name(&label("disabled")), Injection::Skipped(Reason::Disabled));
     assert!(matches!(by_name(&app()), Injection::Patch { .. }));
 }
 
@@ -105,14 +114,14 @@ fn each_pod_of_the_never_list_is_skipped_by_name_and_its_twin_is_not() {
     let port = |number: u32, name: &str| json!([{"name": name, "containerPort": number}]);
     let init = |name: &str| json!([{"name": name, "image": "x"}]);
     for (pointer, skipped, twin, reason) in [
-        ("/metadata/annotations/kubernetes.io~1config.mirror", json!("a1b2"), Value::Null, Skip::MirrorPod),
-        ("/spec/hostNetwork", json!(true), json!(false), Skip::HostNetwork),
-        ("/spec/os/name", json!("windows"), json!("linux"), Skip::Windows),
-        ("/spec/nodeSelector/kubernetes.io~1os", json!("windows"), json!("linux"), Skip::Windows),
-        ("/spec/containers/0/ports", port(18443, "x"), port(8443, "x"), Skip::PortInUse),
-        ("/spec/containers/0/ports", port(19090, "x"), port(9090, "x"), Skip::PortInUse),
-        ("/spec/containers/0/ports", port(1, "callback-guard"), port(1, "guard"), Skip::PortInUse),
-        ("/spec/initContainers", init("callback-guard"), init("callback"), Skip::AlreadyInjected),
+        ("/metadata/annotations/kubernetes.io~1config.mirror", json!("a1b2"), Value::Null, Reason::MirrorPod),
+        ("/spec/hostNetwork", json!(true), json!(false), Reason::HostNetwork),
+        ("/spec/os/name", json!("windows"), json!("linux"), Reason::Windows),
+        ("/spec/nodeSelector/kubernetes.io~1os", json!("windows"), json!("linux"), Reason::Windows),
+        ("/spec/containers/0/ports", port(18443, "x"), port(8443, "x"), Reason::PortInUse),
+        ("/spec/containers/0/ports", port(19090, "x"), port(9090, "x"), Reason::PortInUse),
+        ("/spec/containers/0/ports", port(1, "callback-guard"), port(1, "guard"), Reason::PortInUse),
+        ("/spec/initContainers", init("callback-guard"), init("callback"), Reason::AlreadyInjected),
     ] {
         assert_eq!(by_name(&with(pointer, skipped)), Injection::Skipped(reason), "{pointer}");
         let twin = with(pointer, twin);
@@ -124,11 +133,12 @@ fn each_pod_of_the_never_list_is_skipped_by_name_and_its_twin_is_not() {
 }
 
 #[test]
-fn names_of_skips_are_unlike_each_other() {
-    let mut names: Vec<_> = Skip::ALL.iter().map(|skip| skip.name()).collect();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), Skip::ALL.len());
+fn names_of_reasons_and_notices_are_unlike_each_other() {
+    let reasons = Reason::ALL.iter().map(|reason| reason.words());
+    let mut names: Vec<_> = reasons.chain(Notice::ALL.iter().map(|notice| notice.words())).collect();
+    names.sort_unstable_by_key(|words| words.name);
+    names.dedup_by_key(|words| words.name);
+    assert_eq!(names.len(), Reason::ALL.len() + Notice::ALL.len());
 }
 
 #[test]
@@ -152,7 +162,7 @@ fn injected_twice_is_injected_once_and_taken_out_leaves_no_trace() {
         sleep(with("/spec/containers/0/lifecycle/preStop", json!({"sleep": {"seconds": 1}}))),
     ] {
         let after = patched(&pod);
-        assert_eq!(by_name(&after), Injection::Skipped(Skip::AlreadyInjected));
+        assert_eq!(by_name(&after), Injection::Skipped(Reason::AlreadyInjected));
         assert_eq!(restored(&after), pod);
         assert_eq!(uninject(&pod), Removal::NotInjected);
     }
@@ -222,35 +232,164 @@ fn the_grace_period_is_the_pods_within_what_the_proxy_takes() {
 }
 
 #[test]
-fn the_app_is_asked_at_its_only_port_or_at_the_one_that_is_said() {
-    let declared = |ports: &[u32]| {
-        let ports: Vec<_> = ports.iter().map(|port| json!({"containerPort": port})).collect();
-        with("/spec/containers/0/ports", json!(ports))
+fn callbacks_go_to_the_one_port_that_the_pod_declares_or_probes_and_a_guess_is_a_warning() {
+    let ports = |ports: Value| with("/spec/containers/0/ports", ports);
+    let declared =
+        |numbers: &[u32]| ports(numbers.iter().map(|port| json!({"containerPort": port})).collect());
+    let probed = |mut pod: Value, probe: &str, handler: &str, port: Value| {
+        pod["spec"]["containers"][0][probe] = json!({handler: {"port": port}});
+        pod
     };
+    let two = || declared(&[3000, 9100]);
+    let named =
+        || ports(json!([{"containerPort": 3000, "name": "web"}, {"containerPort": 9100, "name": "metrics"}]));
     let asked = |pod: &Value| match by_name(pod) {
-        Injection::Patch { upstream_port, warnings, .. } => (upstream_port, warnings.len()),
+        Injection::Patch { upstream, warnings, .. } => (upstream.port, warnings.len()),
         other @ (Injection::Skipped(_) | Injection::Refused(_)) => panic!("{other:?}"),
     };
-    assert_eq!(asked(&app()), (8080, 0));
-    assert_eq!(asked(&declared(&[3000])), (3000, 0));
-    assert_eq!(asked(&declared(&[3000, 3000])), (3000, 0));
-    assert_eq!(asked(&declared(&[3000, 8080])), (8080, 0));
-    assert_eq!(asked(&declared(&[3000, 9100])), (8080, 1));
-    let mut said = declared(&[3000, 9100]);
+    for (pod, expected) in [
+        (app(), (8080, 1)),
+        (declared(&[3000]), (3000, 0)),
+        (declared(&[3000, 3000]), (3000, 0)),
+        (declared(&[3000, 8080]), (8080, 1)),
+        (two(), (8080, 1)),
+        (ports(json!([{"containerPort": 9000, "protocol": "UDP"}])), (8080, 1)),
+        (
+            ports(
+                json!([{"containerPort": 3000, "protocol": "TCP"}, {"containerPort": 9000, "protocol": "UDP"}]),
+            ),
+            (3000, 0),
+        ),
+        (probed(app(), "readinessProbe", "httpGet", json!(3000)), (3000, 0)),
+        (probed(app(), "startupProbe", "grpc", json!(3000)), (3000, 0)),
+        (probed(two(), "livenessProbe", "tcpSocket", json!(9100)), (9100, 0)),
+        (probed(named(), "livenessProbe", "httpGet", json!("web")), (3000, 0)),
+        (probed(named(), "livenessProbe", "httpGet", json!("none")), (8080, 1)),
+        (probed(declared(&[3000]), "readinessProbe", "httpGet", json!(9100)), (3000, 0)),
+        (
+            probed(
+                probed(two(), "livenessProbe", "httpGet", json!(3000)),
+                "readinessProbe",
+                "httpGet",
+                json!(9100),
+            ),
+            (8080, 1),
+        ),
+    ] {
+        assert_eq!(asked(&pod), expected, "{pod}");
+    }
+    let mut said = two();
     said["metadata"]["annotations"] = json!({"callback-guard.io/upstream-port": "3000"});
     assert_eq!(asked(&said), (3000, 0));
-    assert_eq!(
-        refused(&annotated("upstream-port", "18443")),
-        ["Invalid value: \"18443\": must not be a port of the sidecar itself"]
-    );
 }
 
 #[test]
-fn a_guaranteed_pod_stays_so_and_another_gets_requests_below_its_limits() {
+fn the_sidecar_never_calls_itself() {
+    let message = "must not be a port of the sidecar itself";
+    assert_eq!(
+        refused(&annotated("upstream-port", "18443")),
+        [format!("Invalid value: \"18443\": {message}")]
+    );
+    // The guess, and a port that only a probe names.
+    assert_eq!(refused(&annotated("listen-port", "8080")), [format!("Invalid value: \"8080\": {message}")]);
+    let probed = with("/spec/containers/0/readinessProbe", json!({"tcpSocket": {"port": 19090}}));
+    assert_eq!(refused(&probed), [format!("Invalid value: \"19090\": {message}")]);
+    let mut moved = probed;
+    moved["metadata"]["annotations"] = json!({"callback-guard.io/admin-port": "19091"});
+    assert!(matches!(by_name(&moved), Injection::Patch { .. }));
+}
+
+#[test]
+fn a_udp_port_is_no_clash_and_a_tcp_one_is() {
+    let port = |protocol: &str| {
+        with("/spec/containers/0/ports", json!([{"containerPort": 18443, "protocol": protocol}]))
+    };
+    assert!(matches!(by_name(&port("UDP")), Injection::Patch { .. }));
+    assert_eq!(by_name(&port("TCP")), Injection::Skipped(Reason::PortInUse));
+}
+
+#[test]
+fn settings_of_the_namespace_go_before_the_installation_and_those_of_the_pod_before_both() {
+    let mut installation = installation();
+    installation.settings.extend([("workers", "2".to_owned()), ("run-as-user", "none".to_owned())]);
+    let namespace =
+        json!({"annotations": {"callback-guard.io/workers": "3", "callback-guard.io/log-level": "warn"}});
+    let text = |pod: &Value, namespace: Option<&Value>| match inject(pod, &request(namespace), &installation)
+    {
+        Injection::Patch { steps, .. } => {
+            steps.iter().map(|step| step.to_json().to_string()).collect::<String>()
+        }
+        other @ (Injection::Skipped(_) | Injection::Refused(_)) => panic!("{other:?}"),
+    };
+    let of_installation = text(&app(), None);
+    assert!(of_installation.contains("--workers=2") && !of_installation.contains("runAsUser"));
+    let of_namespace = text(&app(), Some(&namespace));
+    assert!(of_namespace.contains("--workers=3") && of_namespace.contains("--log-level=warn"));
+    let of_pod = text(&annotated("workers", "4"), Some(&namespace));
+    assert!(of_pod.contains("--workers=4") && of_pod.contains("--log-level=warn"));
+
+    let wrong = json!({"annotations": {"callback-guard.io/workers": "0"}});
+    let Injection::Refused(problems) = inject(&app(), &request(Some(&wrong)), &installation) else {
+        panic!("a wrong value of a namespace is a problem")
+    };
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].layer, Layer::Namespace);
+}
+
+#[test]
+fn a_namespace_that_is_disabled_keeps_its_pods_plain_unless_they_ask() {
+    let namespace = json!({"labels": {"callback-guard.io/inject": "disabled"}});
+    let of = |pod: &Value| inject(pod, &request(Some(&namespace)), &installation());
+    assert_eq!(of(&app()), Injection::Skipped(Reason::Disabled));
+    let label = with("/metadata/labels/callback-guard.io~1inject", "enabled".into());
+    assert!(matches!(of(&label), Injection::Patch { .. }));
+}
+
+#[test]
+fn pull_secrets_are_added_once_and_taken_out_again() {
+    let installation =
+        Installation { image_pull_secrets: vec!["a".to_owned(), "b".to_owned()], ..installation() };
+    for (before, after) in [
+        (app(), json!([{"name": "a"}, {"name": "b"}])),
+        (with("/spec/imagePullSecrets", json!([{"name": "b"}])), json!([{"name": "b"}, {"name": "a"}])),
+    ] {
+        let Injection::Patch { steps, .. } = inject(&before, &request(None), &installation) else {
+            panic!("it is injected")
+        };
+        let mut pod = before.clone();
+        assert!(steps.iter().all(|step| step.apply(&mut pod)));
+        assert_eq!(pod["spec"]["imagePullSecrets"], after);
+        assert_eq!(restored(&pod), before);
+    }
+    assert_eq!(patched(&app())["spec"]["imagePullSecrets"], Value::Null);
+}
+
+#[test]
+fn a_pod_that_the_policy_injected_is_told_apart_from_one_that_nobody_did() {
+    let mut pod = with("/spec/initContainers", json!([{"name": "callback-guard"}]));
+    assert_eq!(uninject(&pod), Removal::NotInjected);
+    pod["metadata"]["annotations"] = json!({"callback-guard.io/injected-by": "policy"});
+    assert_eq!(uninject(&pod), Removal::InjectedByPolicy);
+}
+
+#[test]
+fn an_injected_pod_is_found_by_its_label_and_equal_sidecars_have_equal_ones() {
+    let label = |pod: &Value| {
+        let text = patched(pod)["metadata"]["labels"]["callback-guard.io/injected"].clone();
+        text.as_str().expect("a label").to_owned()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(label(&app()).starts_with(&format!("{version}-")), "{}", label(&app()));
+    assert_eq!(label(&app()), label(&with("/spec/containers/0/env", json!([]))));
+    assert_ne!(label(&app()), label(&annotated("workers", "2")));
+}
+
+#[test]
+fn a_guaranteed_pod_stays_so_and_another_gets_no_cpu_limit_unasked() {
     let of = |pod: &Value| patched(pod)["spec"]["initContainers"][0]["resources"].clone();
-    let limits = json!({"cpu": "1", "memory": "256Mi"});
     let with_resources = |value: Value| with("/spec/containers/0/resources", value);
-    let burstable = json!({"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": limits});
+    let burstable = json!({"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}});
+    let limits = json!({"cpu": "1", "memory": "256Mi"});
     let guaranteed = json!({"requests": limits, "limits": limits});
     for (pod, expected) in [
         (app(), &burstable),
@@ -261,15 +400,36 @@ fn a_guaranteed_pod_stays_so_and_another_gets_requests_below_its_limits() {
         ),
         (with_resources(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), &guaranteed),
         (with_resources(json!({"limits": {"cpu": 1, "memory": "1Gi"}, "requests": {"cpu": 1}})), &guaranteed),
+        (
+            with_resources(json!({
+                "limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}
+            })),
+            &guaranteed,
+        ),
+        // Kubernetes takes a limit of zero for none.
+        (with_resources(json!({"limits": {"cpu": "0", "memory": "1Gi"}})), &burstable),
         (with("/spec/resources", json!({"limits": {"cpu": "1"}})), &Value::Null),
         (with("/spec/resources", json!({})), &burstable),
     ] {
         assert_eq!(of(&pod), *expected, "{pod}");
     }
+    let mut none = with_resources(json!({"limits": {"cpu": "1", "memory": "1Gi"}}));
+    none["metadata"]["annotations"] = json!({"callback-guard.io/cpu-limit": "none"});
+    assert_eq!(of(&none), guaranteed, "a Guaranteed pod needs a limit");
     let small = of(&annotated("memory-limit", "32Mi"));
     assert_eq!(small["requests"], json!({"cpu": "100m", "memory": "32Mi"}));
-    assert!(args(&app()).contains(&"--max-held=128MiB".to_owned()));
-    assert!(args(&annotated("memory-limit", "1Gi")).contains(&"--max-held=512MiB".to_owned()));
+    let limited = of(&annotated("cpu-limit", "50m"));
+    assert_eq!(limited["requests"]["cpu"], "50m");
+    assert_eq!(limited["limits"]["cpu"], "50m");
+}
+
+#[test]
+fn the_memory_for_callbacks_follows_the_containers_limit_unless_that_is_the_pods() {
+    let held = |pod: &Value| args(pod).into_iter().find(|arg| arg.starts_with("--max-held"));
+    assert_eq!(held(&app()), None);
+    assert_eq!(held(&annotated("memory-limit", "1Gi")), None);
+    let of_pod = with("/spec/resources", json!({"limits": {"memory": "1Gi"}}));
+    assert_eq!(held(&of_pod), Some("--max-held=128MiB".to_owned()));
 }
 
 #[test]
@@ -292,6 +452,7 @@ fn every_mistake_in_the_annotations_is_told_at_once_with_what_is_right() {
         "callback-guard.io/log-level": "loud",
         "callback-guard.io/workers": "0",
         "callback-guard.io/cpu-request": "2",
+        "callback-guard.io/cpu-limit": "1",
         "callback-guard.io/tls-secret": "No_Name",
         "callback-guard.io/app-pre-stop-sleep": "1500ms",
         "unrelated.io/listen-port": "x",
@@ -302,9 +463,9 @@ fn every_mistake_in_the_annotations_is_told_at_once_with_what_is_right() {
         "did you mean \"callback-guard.io/listen-port\"?",
         "Unknown annotation: known under callback-guard.io/ are upstream-port, ",
         "Not allowed: is a label: ",
-        "Not allowed: a hash of what was injected",
+        "Not allowed: a hash of the sidecar",
         "Invalid value: 9090: must be a string: put it in quotes",
-        "Invalid value: \"loud\": must be off, error, warn, info, debug",
+        "Invalid value: \"loud\": must be one of off, error, warn, info, debug",
         "Invalid value: \"0\": must be a whole number, 1 to 64",
         "Invalid value: \"2\": is more than callback-guard.io/cpu-limit, which is 1",
         "Invalid value: \"No_Name\": must be a name, lower-case",
@@ -327,7 +488,7 @@ fn every_annotation_takes_its_own_default_and_a_value_of_each_kind_acts() {
     }
     let plain = patched(&app()).to_string();
     for (name, value, shows) in [
-        ("upstream-port", "3000", "--upstream=http://127.0.0.1:3000"),
+        ("upstream-port", "3000", "--upstream=http://localhost:3000"),
         ("upstream-form", "query", "--upstream-form=query"),
         ("listen-port", "8443", "\"containerPort\":8443"),
         ("admin-port", "9090", "[::]:9090"),
@@ -338,7 +499,8 @@ fn every_annotation_takes_its_own_default_and_a_value_of_each_kind_acts() {
         ("cpu-request", "50m", "\"cpu\":\"50m\""),
         ("cpu-limit", "2", "\"cpu\":\"2\""),
         ("memory-request", "32Mi", "\"memory\":\"32Mi\""),
-        ("memory-limit", "2Gi", "--max-held=1024MiB"),
+        ("memory-limit", "2Gi", "\"memory\":\"2Gi\""),
+        ("run-as-user", "1000", "\"runAsUser\":1000"),
         ("workers", "4", "--workers=4"),
         ("log-level", "debug", "--log-level=debug"),
         ("drain-delay", "0s", "--drain-delay=0s"),

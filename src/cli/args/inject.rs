@@ -1,32 +1,23 @@
-//! The arguments of `inject` and `uninject`.
+//! The arguments of `inject`, `uninject` and `admission-policy`.
+
+use std::collections::BTreeMap;
 
 use super::Problems;
+use crate::cli::admission_policy::{AdmissionPolicy, Values};
 use crate::cli::inject::{Manifests, Task};
-use crate::sidecar::SidecarSpec;
-use crate::sidecar::annotations::Kind;
+use crate::sidecar::annotations::{Kind, PREFIX, setting, settings};
+use crate::sidecar::{Installation, annotations};
 
-/// What the image is called where nobody says otherwise.
+/// The image's name without a flag.
 const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
 
-/// `inject` as typed.
+/// What holds for all pods of an installation, as typed.
 #[derive(Debug, clap::Args)]
-pub(super) struct InjectArgs {
-    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated, or hold
-    /// several with commas
-    #[arg(
-        short = 'f',
-        long = "filename",
-        env = "CALLBACK_GUARD_FILENAME",
-        hide_env_values = true,
-        value_name = "FILE",
-        value_delimiter = ',',
-        required = true
-    )]
-    files: Vec<String>,
+struct InstallationArgs {
     /// The sidecar's image
     #[arg(long, env = "CALLBACK_GUARD_IMAGE", hide_env_values = true, value_name = "IMAGE", default_value = IMAGE)]
     image: String,
-    /// The ConfigMap with the policy, in each pod's namespace; it need not be there
+    /// The ConfigMap with the policy, in each pod's namespace; it is optional
     #[arg(
         long,
         env = "CALLBACK_GUARD_POLICY_CONFIGMAP",
@@ -44,6 +35,44 @@ pub(super) struct InjectArgs {
         default_value = "callback-guard-tls"
     )]
     tls_secret: String,
+    /// Setting for all pods, named like an annotation without its prefix: run-as-user=none. Annotations of a namespace
+    /// or a pod override it. May be repeated, or hold several with commas
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_SET",
+        hide_env_values = true,
+        value_name = "NAME=VALUE",
+        value_delimiter = ','
+    )]
+    set: Vec<String>,
+    /// Secret for pulling the image, added to those of the pod. May be repeated, or hold several with commas
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_IMAGE_PULL_SECRETS",
+        hide_env_values = true,
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    image_pull_secrets: Vec<String>,
+}
+
+/// `inject` as typed.
+#[derive(Debug, clap::Args)]
+pub(super) struct InjectArgs {
+    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated, or hold
+    /// several with commas
+    #[arg(
+        short = 'f',
+        long = "filename",
+        env = "CALLBACK_GUARD_FILENAME",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_delimiter = ',',
+        required = true
+    )]
+    files: Vec<String>,
+    #[command(flatten)]
+    installation: InstallationArgs,
 }
 
 /// `uninject` as typed.
@@ -63,22 +92,148 @@ pub(super) struct UninjectArgs {
     pub(super) files: Vec<String>,
 }
 
+/// `admission-policy` as typed.
+#[derive(Debug, clap::Args)]
+pub(super) struct AdmissionPolicyArgs {
+    /// Namespace whose pods may get a sidecar. May be repeated, or hold several with commas
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_NAMESPACES",
+        hide_env_values = true,
+        value_name = "NAME",
+        value_delimiter = ',',
+        required_unless_present = "helm"
+    )]
+    namespaces: Vec<String>,
+    /// Namespace of callback-guard itself, whose pods never get a sidecar
+    #[arg(long, env = "CALLBACK_GUARD_OWN_NAMESPACE", hide_env_values = true, value_name = "NAME")]
+    own_namespace: Option<String>,
+    #[command(flatten)]
+    installation: InstallationArgs,
+    /// Print a Helm template that takes all of this from the chart's values
+    #[arg(long, env = "CALLBACK_GUARD_HELM", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
+          default_value = "false", default_missing_value = "true", hide_default_value = true,
+          require_equals = true)]
+    helm: String,
+}
+
+impl InstallationArgs {
+    fn read(self, problems: &mut Problems) -> Installation {
+        let mut settings: BTreeMap<&'static str, String> = BTreeMap::new();
+        let flags = [
+            ("image", self.image),
+            ("policy-configmap", self.policy_configmap),
+            ("tls-secret", self.tls_secret),
+        ];
+        for (name, text) in flags {
+            let row = setting(name).unwrap_or_else(|| unreachable!("{name} is a row of the table"));
+            problems.read(&format!("--{name}"), &text, |text| row.kind.check(text));
+            settings.insert(row.name, text);
+        }
+        for text in self.set.iter().filter(|text| !text.is_empty()) {
+            if let Some((name, value)) = problems.read("--set", text, |text| read_setting(text, &settings)) {
+                settings.insert(name, value);
+            }
+        }
+        let image_pull_secrets = names("--image-pull-secrets", self.image_pull_secrets, problems);
+        Installation { settings, image_pull_secrets, own_namespace: None, namespaces: None }
+    }
+}
+
+/// Reads `NAME=VALUE`, one that is not set yet.
+fn read_setting(
+    text: &str,
+    known: &BTreeMap<&'static str, String>,
+) -> Result<(&'static str, String), String> {
+    let Some((name, value)) = text.split_once('=') else {
+        let names: Vec<_> = settings().map(|row| row.name).collect();
+        return Err(format!("{text:?} is not NAME=VALUE; the names are {}", names.join(", ")));
+    };
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let (row, value) =
+        annotations::read(name, &value.into()).map_err(|message| format!("{name}: {message}"))?;
+    if let Some(other) = known.get(row.name) {
+        let flag = ["image", "policy-configmap", "tls-secret"].contains(&row.name);
+        return Err(if flag {
+            format!("{name}: has a flag of its own: --{name}")
+        } else {
+            format!("{name}: is set twice, to {other:?} and to {value:?}")
+        });
+    }
+    Ok((row.name, value))
+}
+
+/// Reads names of objects; one that is set to nothing is none.
+fn names(flag: &str, texts: Vec<String>, problems: &mut Problems) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for text in texts.into_iter().filter(|text| !text.is_empty()) {
+        problems.read(flag, &text, |text| Kind::Name.check(text));
+        if !names.contains(&text) {
+            names.push(text);
+        }
+    }
+    names
+}
+
 impl InjectArgs {
     pub(super) fn read(self, problems: &mut Problems) -> Option<Manifests> {
         let files = problems.required_list("--filename", self.files);
-        let mut checked = |flag: &str, text: String, kind: Kind| {
-            problems.read(flag, &text, |text| kind.check(text)).map(|()| text)
-        };
-        let image = checked("--image", self.image, Kind::Image);
-        let policy_configmap = checked("--policy-configmap", self.policy_configmap, Kind::Name);
-        let tls_secret = checked("--tls-secret", self.tls_secret, Kind::Name);
-        let spec = SidecarSpec {
-            image: image?,
-            policy_configmap: policy_configmap?,
-            tls_secret: tls_secret?,
-            own_namespace: None,
-            namespaces: None,
-        };
-        Some(Manifests { files: files?, task: Task::Inject(spec) })
+        let installation = self.installation.read(problems);
+        Some(Manifests { files: files?, task: Task::Inject(installation) })
+    }
+}
+
+impl AdmissionPolicyArgs {
+    pub(super) fn read(self, problems: &mut Problems) -> Option<AdmissionPolicy> {
+        let helm = problems.switch("--helm", &self.helm);
+        let has_namespaces = !self.namespaces.is_empty();
+        let namespaces = names("--namespaces", self.namespaces, problems);
+        if helm == Some(false) && namespaces.is_empty() {
+            problems.add("--namespaces", "is missing");
+        }
+        if let Some(own) = &self.own_namespace {
+            problems.read("--own-namespace", own, |text| Kind::Name.check(text));
+            if namespaces.contains(own) {
+                problems.add(
+                    "--namespaces",
+                    format!("{own:?} is --own-namespace, whose pods never get a sidecar"),
+                );
+            }
+        }
+        for system in crate::sidecar::SYSTEM_NAMESPACES {
+            if namespaces.iter().any(|name| name == system) {
+                problems.add("--namespaces", format!("{system:?}: pods there never get a sidecar"));
+            }
+        }
+        let mut installation = self.installation.read(problems);
+        if helm? {
+            let own = InstallationArgs::is_default(&installation);
+            if has_namespaces || self.own_namespace.is_some() || !own {
+                problems.add(
+                    "--helm",
+                    "takes the namespaces and settings from the chart's values: remove the other flags",
+                );
+            }
+            return Some(AdmissionPolicy { values: Values::OfChart });
+        }
+        installation.own_namespace = self.own_namespace;
+        installation.namespaces = Some(namespaces);
+        Some(AdmissionPolicy { values: Values::Are(Box::new(installation)) })
+    }
+}
+
+impl InstallationArgs {
+    /// Whether no flag was set.
+    fn is_default(installation: &Installation) -> bool {
+        let defaults = [
+            ("image", IMAGE),
+            ("policy-configmap", "callback-guard-policy"),
+            ("tls-secret", "callback-guard-tls"),
+        ];
+        installation.image_pull_secrets.is_empty()
+            && installation.settings.len() == defaults.len()
+            && defaults
+                .iter()
+                .all(|(name, value)| installation.settings.get(name).is_some_and(|set| set == value))
     }
 }

@@ -1,12 +1,14 @@
 use super::*;
 
-fn spec() -> SidecarSpec {
-    SidecarSpec {
-        image: "callback-guard:1".to_owned(),
-        policy_configmap: "callback-guard-policy".to_owned(),
-        tls_secret: "callback-guard-tls".to_owned(),
-        own_namespace: None,
-        namespaces: None,
+fn installation() -> Installation {
+    let settings = [
+        ("image", "callback-guard:1"),
+        ("policy-configmap", "callback-guard-policy"),
+        ("tls-secret", "callback-guard-tls"),
+    ];
+    Installation {
+        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
+        ..Installation::default()
     }
 }
 
@@ -26,7 +28,7 @@ fn run_on(task: Task, text: &str) -> Ran {
 
 #[track_caller]
 fn injected(text: &str) -> String {
-    let ran = run_on(Task::Inject(spec()), text);
+    let ran = run_on(Task::Inject(installation()), text);
     assert_eq!(ran.code, 0, "{}", ran.err);
     ran.out
 }
@@ -132,7 +134,7 @@ fn what_is_wrong_is_told_with_document_and_line_and_nothing_is_written() {
             "-:3:7: Deployment: spec.template: Required value: has the pod\n",
         ),
     ] {
-        let ran = run_on(Task::Inject(spec()), &text);
+        let ran = run_on(Task::Inject(installation()), &text);
         assert!(
             ran.code == 1 && ran.out.is_empty() && ran.err.starts_with(expected),
             "{}{}",

@@ -63,7 +63,7 @@ impl Tree {
     }
 
     /// A value of a patch. Maps of JSON have no order here: names come first, as people write it.
-    fn of_json(value: &Json) -> Tree {
+    pub(super) fn of_json(value: &Json) -> Tree {
         match value {
             Json::Null | Json::Bool(_) | Json::Number(_) => Tree::Plain(value.to_string()),
             Json::String(text) => Tree::Text { text: text.clone(), quoted: false },

@@ -1,0 +1,125 @@
+//! The policy that adds the sidecar.
+
+use serde_json::{Value, json};
+
+use super::super::annotations::{INJECT, PREFIX};
+use super::super::template::{quoted, variable};
+use super::super::{BY_POLICY, INJECTED, container};
+use super::{API, MUTATING, NAME, Subject, Variables, markers};
+
+/// The expression of the patch, with markers for what an installation fills in.
+fn patch() -> String {
+    let record =
+        |name: &str| format!("'/metadata/annotations/' + jsonpatch.escapeKey({})", quoted(&key(name)));
+    let default_container = "kubectl.kubernetes.io/default-container";
+    let hook = "Object.spec.containers.lifecycle.preStop";
+    let sleep = format!("{hook}{{sleep: {hook}.sleep{{seconds: variables.sleepSeconds}}}}");
+    let container_path = "'/spec/containers/' + string(i) + '/lifecycle'";
+    let mut steps = vec![
+        format!(
+            "(has(object.metadata.annotations) ? [] : [{}])",
+            add("'/metadata/annotations'", &format!("{{{}: '{BY_POLICY}'}}", quoted(&key("injected-by"))))
+        ),
+        format!(
+            "(has(object.metadata.labels) ? [] : [{}])",
+            add("'/metadata/labels'", &format!("{{{}: {}}}", quoted(&key(INJECTED)), label()))
+        ),
+        format!(
+            "({key} in variables.podAnnotations ? [] : [{}])",
+            add(
+                &format!("'/metadata/annotations/' + jsonpatch.escapeKey('{default_container}')"),
+                "string(variables.apps[0].name)"
+            ),
+            key = quoted(default_container),
+        ),
+        format!("(has(object.spec.initContainers) ? [] : [{}])", add("'/spec/initContainers'", "[]")),
+        format!("(has(object.spec.volumes) ? [] : [{}])", add("'/spec/volumes'", "[]")),
+        format!(
+            "[{}]",
+            add("'/spec/initContainers/0'", &container::container().cel("Object.spec.initContainers"))
+        ),
+    ];
+    for volume in container::volumes() {
+        let (condition, volume) = volume.condition();
+        let step = format!("[{}]", add("'/spec/volumes/-'", &volume.cel("Object.spec.volumes")));
+        steps.push(
+            condition.map_or(step.clone(), |condition| format!("({} ? {step} : [])", variable(condition))),
+        );
+    }
+    steps.extend([
+        format!(
+            "(!variables.appPreStopSleepSet ? [] : variables.apps.transformList(i, c, !(has(c.lifecycle) && \
+             has(c.lifecycle.preStop)), has(c.lifecycle) ? {} : {}))",
+            add(&format!("{container_path} + '/preStop'"), &sleep),
+            add(container_path, &format!("Object.spec.containers.lifecycle{{preStop: {sleep}}}")),
+        ),
+        format!(
+            "(variables.pullSecrets.size() == 0 || has(object.spec.imagePullSecrets) ? [] : [{}])",
+            add("'/spec/imagePullSecrets'", "[]")
+        ),
+        format!(
+            "variables.pullSecrets.filter(s, !has(object.spec.imagePullSecrets) || \
+             !object.spec.imagePullSecrets.exists(k, has(k.name) && k.name == s)).map(s, {})",
+            add("'/spec/imagePullSecrets/-'", "Object.spec.imagePullSecrets{name: s}")
+        ),
+        format!(
+            "[{}, {}, {}, {}]",
+            add(&format!("'/metadata/labels/' + jsonpatch.escapeKey({})", quoted(&key(INJECTED))), &label()),
+            add(&record("injected-version"), &quoted(env!("CARGO_PKG_VERSION"))),
+            add(&record("injected-hash"), &quoted(markers::HASH)),
+            add(&record("injected-by"), &quoted(BY_POLICY)),
+        ),
+    ]);
+    format!("variables.reasons.size() > 0 ? [] : (\n{}\n)", steps.join("\n+ "))
+}
+
+fn key(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
+fn label() -> String {
+    quoted(&format!("{}-{}", super::super::label_version(), markers::HASH))
+}
+
+/// A step of a patch. `path` and `value` are expressions.
+pub(super) fn add(path: &str, value: &str) -> String {
+    format!("JSONPatch{{op: 'add', path: {path}, value: {value}}}")
+}
+
+/// The variables of the policy.
+fn variables() -> Variables {
+    let mut variables = Variables::of(Subject::Pod);
+    variables.add("pull-secrets", markers::PULL_SECRETS);
+    variables.used_by(&[&patch()])
+}
+
+/// Everything of the policy that decides what a pod gets, but for the settings of the installation.
+pub(super) fn text() -> String {
+    variables().text() + &patch()
+}
+
+/// The policy and its two bindings: to pods that ask, and to pods of namespaces that ask.
+pub(super) fn objects() -> [Value; 3] {
+    let policy = json!({
+        "apiVersion": API, "kind": MUTATING, "metadata": super::metadata(NAME),
+        "spec": {
+            // A pod without a sidecar is better than no pod.
+            "failurePolicy": "Ignore",
+            "reinvocationPolicy": "IfNeeded",
+            "matchConstraints": super::constraints(
+                vec![super::rule("", &["pods"], &["CREATE"])],
+                super::all_but_system(),
+            ),
+            "variables": variables().json(),
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch()}}],
+        },
+    });
+    let binding = |name: &str, namespaces, objects| {
+        super::binding(MUTATING, NAME, &format!("{NAME}-{name}"), namespaces, objects)
+    };
+    [
+        policy,
+        binding("pod", json!({}), super::enabled(INJECT)),
+        binding("namespace", super::enabled(INJECT), super::without(INJECT)),
+    ]
+}

@@ -1,0 +1,99 @@
+//! The policy that makes OpenIM trust the guard's certificates: pods with the label `callback-guard.io/trust: enabled`, or
+//! in a namespace with it, get the authority's certificate, and their Go programs are told where it is.
+
+use serde_json::{Value, json};
+
+use super::super::CONTAINER;
+use super::super::template::{Node, quoted, text};
+use super::mutation::add;
+use super::{API, MUTATING, NAME, TRUST, Variables};
+
+/// The ConfigMap with the certificate of the guard's authority, in the namespace of the pods.
+pub const AUTHORITY: &str = "callback-guard-ca";
+/// Its key.
+pub const AUTHORITY_KEY: &str = "ca.crt";
+
+const FOLDER: &str = "/etc/callback-guard/ca";
+
+/// The variable that Go's crypto/x509 reads, as OpenSSL does: folders with certificates, in place of the system's folders. The
+/// system's own come first here. The system's bundle, a file, is read in any case.
+const VARIABLE: &str = "SSL_CERT_DIR";
+const FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs:/etc/callback-guard/ca";
+
+/// The policy and its two bindings.
+pub(super) fn objects() -> [Value; 3] {
+    let name = format!("{NAME}-{TRUST}");
+    let mut variables = Variables::default();
+    variables.add("apps", "has(object.spec.containers) ? object.spec.containers : []");
+    variables.add("inits", "has(object.spec.initContainers) ? object.spec.initContainers : []");
+    variables.add(
+        "has-volume",
+        format!("has(object.spec.volumes) && object.spec.volumes.exists(v, v.name == '{AUTHORITY}')"),
+    );
+    let policy = json!({
+        "apiVersion": API, "kind": MUTATING, "metadata": super::metadata(&name),
+        "spec": {
+            "failurePolicy": "Ignore",
+            "reinvocationPolicy": "IfNeeded",
+            "matchConstraints": super::constraints(
+                vec![super::rule("", &["pods"], &["CREATE"])],
+                super::all_but_system(),
+            ),
+            "variables": variables.json(),
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch()}}],
+        },
+    });
+    let binding = |scope: &str, namespaces, objects| {
+        super::binding(MUTATING, &name, &format!("{name}-{scope}"), namespaces, objects)
+    };
+    [
+        policy,
+        binding("pod", json!({}), super::enabled(TRUST)),
+        binding("namespace", super::enabled(TRUST), super::without(TRUST)),
+    ]
+}
+
+fn patch() -> String {
+    let optional = Node::Object(vec![
+        ("name", text(AUTHORITY)),
+        (
+            "items",
+            Node::List(vec![Node::Object(vec![("key", text(AUTHORITY_KEY)), ("path", text(AUTHORITY_KEY))])]),
+        ),
+        ("defaultMode", Node::Int(0o444)),
+        ("optional", Node::Bool(true)),
+    ]);
+    let volume = Node::Object(vec![("name", text(AUTHORITY)), ("configMap", optional)]);
+    format!(
+        "variables.hasVolume ? [] : (\n(has(object.spec.volumes) ? [] : [{}])\n+ [{}]\n+ {}\n+ {}\n)",
+        add("'/spec/volumes'", "[]"),
+        add("'/spec/volumes/-'", &volume.cel("Object.spec.volumes")),
+        containers("apps", "containers"),
+        containers("inits", "initContainers"),
+    )
+}
+
+/// The steps for the containers of a list that do not have the variable, nor a mount at the same place.
+fn containers(variable: &str, list: &str) -> String {
+    let kind = format!("Object.spec.{list}");
+    let path = |field: &str| format!("'/spec/{list}/' + string(i) + '/{field}'");
+    let ensured = |field: &str| format!("(has(c.{field}) ? [] : [{}])", add(&path(field), "[]"));
+    let setting = Node::Object(vec![("name", text(VARIABLE)), ("value", text(FOLDERS))]);
+    let mount = Node::Object(vec![
+        ("name", text(AUTHORITY)),
+        ("mountPath", text(FOLDER)),
+        ("readOnly", Node::Bool(true)),
+    ]);
+    let wanted = format!(
+        "c.name != '{CONTAINER}' && !(has(c.env) && c.env.exists(e, e.name == '{VARIABLE}')) && !(has(c.volumeMounts) && \
+         c.volumeMounts.exists(m, m.mountPath == {}))",
+        quoted(FOLDER)
+    );
+    format!(
+        "variables.{variable}.transformList(i, c, {wanted}, {} + [{}] + {} + [{}]).flatten()",
+        ensured("env"),
+        add(&path("env/-"), &setting.cel(&format!("{kind}.env"))),
+        ensured("volumeMounts"),
+        add(&path("volumeMounts/-"), &mount.cel(&format!("{kind}.volumeMounts"))),
+    )
+}
