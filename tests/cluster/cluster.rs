@@ -66,7 +66,14 @@ pub(crate) struct Namespace<'a> {
     cluster: &'a Cluster,
 }
 
-fn script() -> PathBuf {
+/// Objects that are deleted when this is dropped, so also when the test fails.
+#[derive(Debug)]
+pub(crate) struct Applied<'a> {
+    manifests: String,
+    cluster: &'a Cluster,
+}
+
+pub(crate) fn script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster")
 }
 
@@ -300,11 +307,24 @@ impl Cluster {
 
     /// `kubectl apply` of manifests, as YAML or JSON.
     pub(crate) fn apply(&self, manifests: &str) -> String {
-        let mut command = self.kubectl_command(&self.folder.join("kubeconfig"));
-        match run(command.args(["apply", "-f", "-"]), Some(manifests)) {
+        match self.try_apply(manifests, &[]) {
             Ok(output) => output,
             Err(said) => panic!("kubectl apply: {said}\n{manifests}"),
         }
+    }
+
+    /// The same with more arguments; standard error when it fails.
+    pub(crate) fn try_apply(&self, manifests: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.kubectl_command(&self.folder.join("kubeconfig"));
+        run(command.args(["apply", "-f", "-"]).args(arguments), Some(manifests))
+    }
+
+    /// The same for cluster-scoped objects of one test: they are deleted when the returned value is dropped.
+    pub(crate) fn apply_until_dropped(&self, manifests: &str) -> Applied<'_> {
+        // Before the first object exists: some may be there when applying fails.
+        let applied = Applied { manifests: manifests.to_owned(), cluster: self };
+        self.apply(manifests);
+        applied
     }
 
     /// `kubectl get -o json`; an error says what the server said.
@@ -336,6 +356,9 @@ impl Cluster {
             eventually("the namespace's service account", || {
                 self.get(&namespace.name, &["serviceaccount", "default"]).ok()
             });
+        } else {
+            // Stage A has no controllers, and without it the API server refuses every pod.
+            self.kubectl(&["-n", &namespace.name, "create", "serviceaccount", "default"]);
         }
         namespace
     }
@@ -499,6 +522,17 @@ impl Drop for Namespace<'_> {
         }
         // Not waited for: pods end in their own time, and the cluster's end ends them.
         let _ = self.cluster.try_kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+impl Drop for Applied<'_> {
+    fn drop(&mut self) {
+        let mut command = self.cluster.kubectl_command(&self.cluster.folder.join("kubeconfig"));
+        if let Err(error) =
+            run(command.args(["delete", "--ignore-not-found", "-f", "-"]), Some(&self.manifests))
+        {
+            eprintln!("not deleted: {error}\n{}", self.manifests);
+        }
     }
 }
 
