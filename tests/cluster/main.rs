@@ -4,6 +4,7 @@
 //! Where the machine cannot hold a cluster, these tests pass without a check and `tests/run` says so; in CI they fail.
 
 mod cluster;
+mod cost;
 mod dns;
 #[path = "../openim/judge.rs"]
 mod judge;
