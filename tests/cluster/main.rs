@@ -12,6 +12,7 @@ mod remains;
 mod shop;
 #[path = "../support/mod.rs"]
 mod support;
+mod webhook;
 
 mod api;
 mod ends;
