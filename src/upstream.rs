@@ -16,9 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -26,17 +24,20 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::StatusCode;
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 
 use crate::held::{Held, Holding, SMALL_BODY_BYTES};
 use crate::verdict::Invalid;
 use crate::wire;
 use delivery::TcpInfo;
+use dial::Dialer;
 use framing::{Chunks, Framing, Head, NoHead, parse_head, unpack};
 use outcome::{Answered, Failure};
 use stream::Stream;
 
+pub use dial::Address;
+
 mod delivery;
+mod dial;
 mod framing;
 pub mod outcome;
 mod stream;
@@ -71,9 +72,6 @@ const INTERIM_LIMIT: usize = 16;
 /// A request up to this size goes out in one write, its body copied behind its head.
 const ONE_WRITE: usize = 16 << 10;
 
-/// How long to wait for room in the queue of a unix socket.
-const FULL_QUEUE: Duration = Duration::from_millis(2);
-
 /// How much is read at once.
 const READ_CHUNK: usize = 8 << 10;
 
@@ -83,31 +81,10 @@ const KEPT_BUFFER: usize = 32 << 10;
 /// Why an answer was not kept.
 const HELD: &str = "the bytes held are at --max-held";
 
-/// Where the app is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// An address, no look-up needed.
-    Ip(SocketAddr),
-    /// A name and a port, looked up at each new connection.
-    Name(String, u16),
-    /// A unix socket.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Address::Ip(address) => write!(out, "http://{address}"),
-            Address::Name(host, port) => write!(out, "http://{host}:{port}"),
-            Address::Unix(path) => write!(out, "unix:{}", path.display()),
-        }
-    }
-}
-
 /// The app, as one worker sees it: its address and the connections kept to it. Not shared between threads.
 #[derive(Debug)]
 pub struct Upstream {
-    address: Address,
+    dialer: Dialer,
     /// Most bytes of an answer's body.
     answer_limit: usize,
     /// Most bytes of an answer's head.
@@ -155,7 +132,8 @@ impl Upstream {
     /// An app at this address. `answer_limit` and `head_limit` are bytes.
     pub fn new(address: Address, answer_limit: usize, head_limit: usize, held: Held) -> Upstream {
         let (kept, heads, presence) = (RefCell::default(), RefCell::default(), Cell::new(Presence::Unknown));
-        Upstream { address, answer_limit, head_limit, held, kept, heads, presence }
+        let dialer = Dialer::new(address);
+        Upstream { dialer, answer_limit, head_limit, held, kept, heads, presence }
     }
 
     /// An empty buffer for the head of a request: one that was used before, if there is one.
@@ -228,7 +206,7 @@ impl Upstream {
 
     async fn connect(&self, patience: &Patience<'_>) -> io::Result<Connection> {
         loop {
-            let error = match Connection::open(&self.address).await {
+            let error = match Connection::open(&self.dialer).await {
                 Ok(connection) => {
                     self.presence.set(Presence::Here);
                     patience.refused.set(false);
@@ -269,7 +247,7 @@ impl Upstream {
         if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
             return Failure::Overloaded("no file descriptor is free for a connection to the app");
         }
-        Failure::Unreachable { upstream: self.address.to_string(), error }
+        Failure::Unreachable { upstream: self.dialer.address.to_string(), error }
     }
 
     /// The connection that was used last, if it still is one.
@@ -364,20 +342,8 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(address: &Address) -> io::Result<Connection> {
-        let stream = match address {
-            Address::Ip(address) => Stream::Tcp(TcpStream::connect(address).await?),
-            Address::Name(host, port) => Stream::Tcp(TcpStream::connect((host.as_str(), *port)).await?),
-            Address::Unix(path) => loop {
-                match UnixStream::connect(path).await {
-                    // Its queue is full, which TCP would wait for. Nothing was sent; the deadline ends it.
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        tokio::time::sleep(FULL_QUEUE).await
-                    }
-                    connected => break Stream::Unix(connected?),
-                }
-            },
-        };
+    async fn open(dialer: &Dialer) -> io::Result<Connection> {
+        let stream = dialer.dial().await?;
         let mut written = 0;
         if let Stream::Tcp(tcp) = &stream {
             // A socket that cannot be told to send at once still works, a little later.

@@ -984,7 +984,7 @@ async fn a_callback_cut_shortly_before_its_deadline_does_not_wait() {
 async fn a_connection_over_loopback_is_spared_the_system_s_congestion_control() {
     let app = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = Address::Ip(app.local_addr().expect("bound"));
-    let connection = Connection::open(&address).await.expect("it listens");
+    let connection = Connection::open(&Dialer::new(address.clone())).await.expect("it listens");
     let Stream::Tcp(tcp) = &connection.stream else { panic!("{address} is TCP") };
     let chosen = socket2::SockRef::from(tcp).tcp_congestion().expect("Linux tells");
     assert_eq!(chosen.split(|byte| *byte == 0).next(), Some(LOOPBACK_CONGESTION));
@@ -993,4 +993,215 @@ async fn a_connection_over_loopback_is_spared_the_system_s_congestion_control() 
     let others = socket2::SockRef::from(&other).tcp_congestion().expect("Linux tells");
     let system = std::fs::read("/proc/sys/net/ipv4/tcp_congestion_control").expect("Linux tells");
     assert!(others.starts_with(system.trim_ascii_end()), "{}", String::from_utf8_lossy(&others));
+}
+
+/// A port that is the test's own on 127.0.0.1 and on [::1], in this order: bound, and refusing until it listens. `None`
+/// on a machine without IPv6.
+fn loopback_port() -> Option<(u16, [socket2::Socket; 2])> {
+    loop {
+        let v4 = loopback_socket(([127, 0, 0, 1], 0).into()).expect("loopback");
+        let port = v4.local_addr().expect("bound").as_socket().expect("TCP").port();
+        match loopback_socket((std::net::Ipv6Addr::LOCALHOST, port).into()) {
+            Ok(v6) => return Some((port, [v4, v6])),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => {
+                let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+                assert!(!ci, "this machine has no IPv6: an app on [::1] is not tested ({error})");
+                eprintln!("skipped: this machine has no IPv6 ({error})");
+                return None;
+            }
+        }
+    }
+}
+
+fn loopback_socket(address: std::net::SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn listening(socket: socket2::Socket) -> TcpListener {
+    socket.listen(8).expect("a bound socket");
+    socket.into()
+}
+
+/// Answers one request on each of so many connections, closes them, and returns the listener.
+fn answering(listener: TcpListener, connections: usize) -> thread::JoinHandle<TcpListener> {
+    thread::spawn(move || {
+        for _ in 0..connections {
+            let mut peer = Peer(BufReader::new(listener.accept().expect("a connection").0));
+            assert!(peer.request().is_some() && peer.write(answer("Connection: close\r\n", ALLOW)));
+        }
+        listener
+    })
+}
+
+/// Stops listening, also if another test starts a program just now, which has a copy of the socket for a moment.
+fn stop(listener: TcpListener) {
+    let _ = socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both);
+}
+
+fn on_loopback(port: u16) -> Upstream {
+    Upstream::new(Address::Loopback(port), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20))
+}
+
+#[tokio::test]
+async fn an_app_on_either_loopback_address_is_found_and_tried_first_from_then_on() {
+    for turned in [false, true] {
+        let Some((port, mut sockets)) = loopback_port() else { return };
+        if turned {
+            sockets.reverse();
+        }
+        let [app, other] = sockets;
+        let upstream = on_loopback(port);
+        let app = answering(listening(app), 3);
+        assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
+        let other = listening(other);
+        for _ in 0..2 {
+            assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
+        }
+        app.join().expect("the app is content");
+        other.set_nonblocking(true).expect("a socket");
+        assert_eq!(other.accept().expect_err("not dialed").kind(), io::ErrorKind::WouldBlock);
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_digits_is_dialed_alone() {
+    for at in [0, 1] {
+        let Some((port, mut sockets)) = loopback_port() else { return };
+        if at == 1 {
+            sockets.reverse();
+        }
+        let [named, other] = sockets;
+        let address = Address::Ip(named.local_addr().expect("bound").as_socket().expect("TCP"));
+        let other = listening(other);
+        let upstream = Upstream::new(address.clone(), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20));
+        assert_eq!(words(&ask(&upstream, "callback").await), "unreachable", "{address}");
+        // Its twin: the same port as localhost is reached.
+        let app = answering(other, 1);
+        assert_eq!(words(&ask(&on_loopback(port), "callback").await), "200 allow");
+        app.join().expect("the app is content");
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_moves_to_the_other_loopback_address_is_found_without_a_wait() {
+    let Some((port, [v4, v6])) = loopback_port() else { return };
+    let upstream = on_loopback(port);
+    let not_waited_for = || panic!("the end of the pod is asked for by a wait alone");
+    let (mut here, mut there) = (v4, v6);
+    for _ in 0..4 {
+        let address = here.local_addr().expect("bound").as_socket().expect("TCP");
+        let app = answering(listening(here), 1);
+        assert_eq!(words(&ask_with(&upstream, "callback", &not_waited_for).await), "200 allow");
+        stop(app.join().expect("the app is content"));
+        (here, there) = (there, loopback_socket(address).expect("the port is free again"));
+    }
+}
+
+#[tokio::test]
+async fn an_app_on_either_loopback_address_that_restarts_is_waited_for() {
+    for at in [0, 1] {
+        let Some((port, mut sockets)) = loopback_port() else { return };
+        if at == 1 {
+            sockets.reverse();
+        }
+        let [app, _refuses] = sockets;
+        let address = app.local_addr().expect("bound").as_socket().expect("TCP");
+        let upstream = on_loopback(port);
+        let app = answering(listening(app), 1);
+        assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
+        stop(app.join().expect("the app is content"));
+        let comes_back = async {
+            while !matches!(upstream.presence.get(), Presence::GoneSince(_)) {
+                tokio::task::yield_now().await;
+            }
+            answering(listening(loopback_socket(address).expect("the port is free again")), 1)
+        };
+        let (outcome, app) = tokio::join!(ask_with(&upstream, "callback", &|| false), comes_back);
+        assert_eq!(words(&outcome), "200 allow", "{address}");
+        app.join().expect("the app is content");
+    }
+}
+
+/// Whether an app that no address accepts for is reported as refusing; and how often the end of its pod was asked for,
+/// which is done at each wait for it.
+async fn refused_by_both(upstream: &Upstream, presence: Presence) -> (bool, usize) {
+    upstream.presence.set(presence);
+    let looks = Cell::new(0);
+    let ending = || {
+        looks.set(looks.get() + 1);
+        true
+    };
+    let refused = match ask_with(upstream, "callback", &ending).await {
+        Err(Failure::Unreachable { error, .. }) => error.kind() == io::ErrorKind::ConnectionRefused,
+        other => panic!("nothing listens: {other:?}"),
+    };
+    (refused, looks.get())
+}
+
+#[tokio::test]
+async fn localhost_refuses_if_both_addresses_do() {
+    let Some((port, _refuse)) = loopback_port() else { return };
+    let upstream = on_loopback(port);
+    assert_eq!(refused_by_both(&upstream, Presence::Unknown).await, (true, 0));
+    assert_eq!(refused_by_both(&upstream, Presence::Here).await, (true, 1));
+}
+
+/// `ip link set lo up` in the network of this thread.
+fn raise_loopback() -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: it is made of numbers, for which zero is a value; the call reads it and keeps nothing.
+    #[allow(unsafe_code, reason = "no safe interface among our dependencies")]
+    let done = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS, &raw const request)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Runs this in a network of its own that has no IPv6; `None` if it may not make one.
+fn without_ipv6<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let thread = thread::spawn(move || {
+        // SAFETY: a system call without pointers. It changes the network of this thread alone, which ends with it.
+        #[allow(unsafe_code, reason = "no safe interface among our dependencies")]
+        let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        if made != 0 {
+            eprintln!("skipped: no network namespace ({}); run as root", io::Error::last_os_error());
+            return None;
+        }
+        // A kernel without the file has no IPv6 anyway.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+        raise_loopback().expect("a network of one's own");
+        Some(work())
+    });
+    thread.join().expect("no panic")
+}
+
+#[test]
+fn localhost_is_127_0_0_1_on_a_machine_without_ipv6() {
+    let looked = without_ipv6(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let error = TcpListener::bind("[::1]:0").expect_err("there is no IPv6");
+            let app = TcpListener::bind("127.0.0.1:0").expect("loopback");
+            let port = app.local_addr().expect("bound").port();
+            let upstream = on_loopback(port);
+            let app = answering(app, 1);
+            assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
+            stop(app.join().expect("the app is content"));
+            let unknown = refused_by_both(&upstream, Presence::Unknown).await;
+            (error.kind(), unknown, refused_by_both(&upstream, Presence::Here).await)
+        })
+    });
+    if let Some((no_ipv6, unknown, here)) = looked {
+        assert_eq!(no_ipv6, io::ErrorKind::AddrNotAvailable);
+        assert_eq!((unknown, here), ((true, 0), (true, 1)), "the app refuses, whatever IPv6 says");
+    }
 }

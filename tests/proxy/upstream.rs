@@ -1,6 +1,7 @@
 //! What the app gets, and what becomes of what it says.
 
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -165,6 +166,73 @@ async fn an_app_on_a_unix_socket_is_asked_like_any_other() {
     // Whether it still listens is asked once, without a word.
     app.wait_for_hung_up(1).await;
     assert_eq!((app.asked().len(), app.connections()), (6, 3));
+}
+
+/// An app on this loopback address alone: its port on the other one is taken, and refuses. `None` without IPv6.
+fn app_on(address: IpAddr) -> Option<(App, u16, socket2::Socket)> {
+    let other: IpAddr =
+        if address.is_ipv4() { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let socket = |address: IpAddr, port: u16| {
+        let address = SocketAddr::from((address, port));
+        let socket =
+            socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        socket.bind(&address.into()).map(|()| socket)
+    };
+    loop {
+        let reserved = socket(other, 0).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let found = reserved.and_then(|(at, reserved)| {
+            let port = at.as_socket().expect("TCP").port();
+            let free = std::net::TcpListener::bind((address, port))?;
+            Ok((free, port, reserved))
+        });
+        match found {
+            Ok((free, port, reserved)) => {
+                drop(free);
+                let app = App::start_at((address, port).into(), |_| vec![Act::json(ALLOW)]);
+                return Some((app, port, reserved));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => {
+                let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+                assert!(!ci, "this machine has no IPv6: an app on [::1] is not tested ({error})");
+                eprintln!("skipped: this machine has no IPv6 ({error})");
+                return None;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn localhost_is_the_loopback_address_that_the_app_listens_on() {
+    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let Some((app, port, _refuses)) = app_on(address) else { return };
+        let guard = Guard::with("").flag("--upstream", format!("http://localhost:{port}")).start();
+        let mut caller = Caller::h2(&guard).await;
+        for _ in 0..3 {
+            is_the_apps(&caller.send(&Call::new(COMMAND).header("Host", "chat.example:8443")).await);
+        }
+        let hosts: Vec<_> = app.asked().iter().map(|asked| asked.values("Host").join(" and ")).collect();
+        assert_eq!((hosts, app.connections()), (vec!["chat.example:8443".to_owned(); 3], 1), "{address}");
+        // Nobody listens while it restarts, and a callback waits for it.
+        drop(app);
+        let waiting = tokio::spawn(caller.begin(&Call::new(COMMAND)));
+        guard.wait_for_metric("callback_guard_in_flight", 1.0).await;
+        let app = App::start_at((address, port).into(), |_| vec![Act::json(ALLOW)]);
+        is_the_apps(&within("the app's restart", waiting).await.expect("no panic").expect("an answer"));
+        assert_eq!(app.asked().len(), 1, "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_loopback_address_in_digits_is_that_one_alone() {
+    for (address, other) in [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1")] {
+        let address = address.trim_matches(['[', ']']).parse().expect("an address");
+        let Some((app, port, _refuses)) = app_on(address) else { return };
+        let guard = Guard::with("").flag("--upstream", format!("http://{other}:{port}")).start();
+        let answer = Caller::h1(&guard).await.send(&Call::new(COMMAND)).await;
+        assert_eq!(answer.told(), "allow fallback unreachable");
+        assert_eq!(app.connections(), 0, "{address}");
+    }
 }
 
 #[tokio::test]

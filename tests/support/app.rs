@@ -343,6 +343,7 @@ impl<S: Fn(&Asked) -> Vec<Act> + Send + Sync + 'static> State<S> {
                 state.counts.send_modify(|counts| counts.ended += 1);
             });
         }
+        listener.close();
         connections.abort_all();
         while let Some(ended) = connections.join_next().await {
             passed_on(ended);
@@ -408,6 +409,13 @@ impl<S: Fn(&Asked) -> Vec<Act> + Send + Sync + 'static> State<S> {
 }
 
 impl Listener {
+    /// Stops listening, also if another test starts a program just now, which has a copy of the socket for a moment.
+    fn close(self) {
+        if let Listener::Tcp(listener) = self {
+            let _ = socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     async fn accept(&self) -> Box<dyn Duplex> {
         match self {
             Listener::Tcp(listener) => {

@@ -75,7 +75,7 @@ proxy_args! {
     tls_cert "tls-cert" "CALLBACK_GUARD_TLS_CERT" "FILE" "";
     /// PEM file with the private key; watched
     tls_key "tls-key" "CALLBACK_GUARD_TLS_KEY" "FILE" "";
-    /// The app: http://HOST:PORT on loopback, or unix:/PATH
+    /// The app: http://HOST:PORT on loopback, or unix:/PATH; localhost means 127.0.0.1 or [::1], wherever the app listens
     upstream "upstream" "CALLBACK_GUARD_UPSTREAM" "URL" "http://127.0.0.1:8080";
     /// How the app wants its URLs: as-received, path (/PREFIX/COMMAND) or query (/PREFIX?command=COMMAND)
     upstream_form "upstream-form" "CALLBACK_GUARD_UPSTREAM_FORM" "FORM" "as-received";
@@ -345,8 +345,8 @@ fn upstream(typed: &ProxyArgs, problems: &mut Problems) -> Option<Address> {
     let address = problems.read("--upstream", &typed.upstream, address)?;
     let loopback = match &address {
         Address::Ip(address) => address.ip().to_canonical().is_loopback(),
-        Address::Name(host, _) => host == "localhost",
-        Address::Unix(_) => true,
+        Address::Name(..) => false,
+        Address::Loopback(_) | Address::Unix(_) => true,
     };
     if !loopback && !remote? {
         problems.add(
@@ -381,6 +381,7 @@ fn address(text: &str) -> Result<Address, String> {
     let (host, port) = authority.rsplit_once(':').ok_or_else(expected)?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     match port.parse() {
+        Ok(port) if port > 0 && host.eq_ignore_ascii_case("localhost") => Ok(Address::Loopback(port)),
         Ok(port) if port > 0 && !host.is_empty() && host.bytes().all(plain) => {
             Ok(Address::Name(host.to_owned(), port))
         }

@@ -70,11 +70,21 @@ fn an_upstream_is_loopback_unless_another_is_allowed() {
         ("http://127.0.0.1:80", "http://127.0.0.1:80"),
         ("http://[::1]:8080/", "http://[::1]:8080"),
         ("http://localhost:8080", "http://localhost:8080"),
+        ("http://LocalHost:8080/", "http://localhost:8080"),
         ("unix:/run/app.sock", "unix:/run/app.sock"),
         ("http://10.0.0.1:80 --allow-remote-upstream", "http://10.0.0.1:80"),
         ("http://app.shop:80 --allow-remote-upstream", "http://app.shop:80"),
     ] {
         assert_eq!(proxy_of(&format!("--upstream {url}")).upstream.to_string(), expected);
+    }
+    // localhost is no name to look up, and no other name is taken for it.
+    let upstream = |host: &str| {
+        let line = format!("--upstream http://{host}:8080 --allow-remote-upstream");
+        proxy_of(&line).upstream
+    };
+    assert_eq!(upstream("localhost"), Address::Loopback(8080));
+    for name in ["localhost.", "localhost.shop", "localhost4"] {
+        assert_eq!(upstream(name), Address::Name(name.to_owned(), 8080));
     }
     for url in [
         "http://10.0.0.1:80",
@@ -83,6 +93,8 @@ fn an_upstream_is_loopback_unless_another_is_allowed() {
         "127.0.0.1:80",
         "unix:app",
         "http://a:0",
+        "http://localhost:0",
+        "http://localhost.:80",
     ] {
         let found = problems(&format!("proxy --tls-self-signed --upstream {url}"));
         assert!(found.len() == 1 && found[0].starts_with("--upstream: "), "{found:?}");
