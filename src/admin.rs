@@ -160,7 +160,8 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let metrics = self.metrics.text(&self.policy.current(), self.held.bytes(), SystemTime::now());
+        let held = (self.held.bytes(), self.held.limit());
+        let metrics = self.metrics.text(&self.policy.current(), held, SystemTime::now());
         content(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics)
     }
 

@@ -16,7 +16,9 @@ pub struct Held {
 
 #[derive(Debug)]
 struct Shared {
-    limit: usize,
+    limit: AtomicUsize,
+    /// A higher bound that answers have for a while; 0 without one.
+    former_limit: AtomicUsize,
     bytes: AtomicUsize,
 }
 
@@ -30,17 +32,46 @@ pub struct Full;
 pub struct Holding {
     shared: Arc<Shared>,
     bytes: usize,
+    of_answer: bool,
 }
 
 impl Held {
     /// A count with a bound in bytes.
     pub fn new(limit: usize) -> Held {
-        Held { shared: Arc::new(Shared { limit, bytes: AtomicUsize::new(0) }) }
+        Held {
+            shared: Arc::new(Shared {
+                limit: AtomicUsize::new(limit),
+                former_limit: AtomicUsize::new(0),
+                bytes: AtomicUsize::new(0),
+            }),
+        }
     }
 
-    /// A share of nothing, to grow.
+    /// A share of nothing, to grow with a callback.
     pub fn nothing(&self) -> Holding {
-        Holding { shared: Arc::clone(&self.shared), bytes: 0 }
+        Holding { shared: Arc::clone(&self.shared), bytes: 0, of_answer: false }
+    }
+
+    /// A share of nothing, to grow with the answer to a callback that was let in.
+    pub fn nothing_for_answer(&self) -> Holding {
+        Holding { shared: Arc::clone(&self.shared), bytes: 0, of_answer: true }
+    }
+
+    /// The bound in bytes.
+    pub fn limit(&self) -> usize {
+        self.shared.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes the bound. Under a lower one than before nothing is taken away: callbacks are refused until enough is given
+    /// back, and answers are still read up to the former bound, because their callbacks were let in under it. That ends
+    /// at the first call, with the same bound or another, that finds no more held than the bound.
+    pub fn set_limit(&self, limit: usize) {
+        let old = self.shared.limit.swap(limit, Ordering::Relaxed);
+        if limit < old {
+            self.shared.former_limit.fetch_max(old, Ordering::Relaxed);
+        } else if self.bytes() <= limit {
+            self.shared.former_limit.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Bytes held now.
@@ -53,7 +84,10 @@ impl Holding {
     /// Makes the share this large; it never shrinks. At the bound nothing changes.
     pub fn grow_to(&mut self, bytes: usize) -> Result<(), Full> {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return Ok(()) };
-        let limit = self.shared.limit;
+        let mut limit = self.shared.limit.load(Ordering::Relaxed);
+        if self.of_answer {
+            limit = limit.max(self.shared.former_limit.load(Ordering::Relaxed));
+        }
         let grown = |held: usize| held.checked_add(more).filter(|held| *held <= limit);
         match self.shared.bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
             Ok(_) => {
@@ -101,6 +135,39 @@ mod tests {
         assert_eq!(held.bytes(), 4);
         assert_eq!(two.grow_to(10), Ok(()));
         assert_eq!(two.grow_to(usize::MAX), Err(Full), "an overflow is no way around the bound");
+    }
+
+    #[test]
+    fn a_lower_bound_takes_nothing_away_and_lets_nothing_in_until_enough_is_given_back() {
+        let held = Held::new(100);
+        let (mut one, mut two) = (held.nothing(), held.nothing());
+        assert_eq!((one.grow_to(60), two.grow_to(30)), (Ok(()), Ok(())));
+        held.set_limit(50);
+        assert_eq!((held.limit(), held.bytes()), (50, 90));
+        assert_eq!(two.grow_to(31), Err(Full));
+        assert_eq!(two.grow_to(30), Ok(()), "what it has it keeps");
+        assert_eq!(held.nothing().grow_to(1), Err(Full));
+        drop(one);
+        assert_eq!((held.bytes(), two.grow_to(51), two.grow_to(50)), (30, Err(Full), Ok(())));
+        held.set_limit(100);
+        assert_eq!(two.grow_to(100), Ok(()), "a higher bound is in force at once");
+    }
+
+    #[test]
+    fn answers_have_the_former_bound_until_no_more_is_held_than_the_lower_one() {
+        let held = Held::new(100);
+        let mut callback = held.nothing();
+        assert_eq!(callback.grow_to(60), Ok(()));
+        for lower in [50, 40, 40] {
+            held.set_limit(lower);
+            let mut answer = held.nothing_for_answer();
+            assert_eq!((answer.grow_to(40), answer.grow_to(41)), (Ok(()), Err(Full)), "{lower}");
+            assert_eq!(held.nothing().grow_to(1), Err(Full), "{lower}");
+        }
+        drop(callback);
+        held.set_limit(40);
+        let mut answer = held.nothing_for_answer();
+        assert_eq!((answer.grow_to(41), answer.grow_to(40)), (Err(Full), Ok(())));
     }
 
     #[test]

@@ -99,6 +99,7 @@ pub struct Metrics {
     abandoned: Counter,
     log_lines_dropped: Counter,
     bytes_held: Gauge,
+    held_limit: Gauge,
 }
 
 impl Metrics {
@@ -136,6 +137,7 @@ impl Metrics {
             abandoned: Counter::default(),
             log_lines_dropped: dropped,
             bytes_held: Gauge::default(),
+            held_limit: Gauge::default(),
             registry: None,
         };
         metrics.register(&mut registry, durations, version);
@@ -237,10 +239,16 @@ impl Metrics {
             Unit::Bytes,
             self.bytes_held.clone(),
         );
+        to.register_with_unit(
+            "held_limit",
+            "Most bytes of callbacks and answers in memory: --max-held",
+            Unit::Bytes,
+            self.held_limit.clone(),
+        );
     }
 
-    /// The text of `/metrics`. What only the moment knows is passed in.
-    pub fn text(&self, in_force: &InForce, held: usize, now: SystemTime) -> String {
+    /// The text of `/metrics`. What only the moment knows is passed in; of the bytes held, how many and the bound.
+    pub fn text(&self, in_force: &InForce, (held, held_limit): (usize, usize), now: SystemTime) -> String {
         self.breakers.clear();
         for (rule, breaker) in in_force.breakers() {
             self.breakers
@@ -250,6 +258,7 @@ impl Metrics {
         let active = in_force.over.as_ref().is_some_and(|over| over.active(now));
         self.override_active.set(i64::from(active));
         self.bytes_held.set(i64::try_from(held).unwrap_or(i64::MAX));
+        self.held_limit.set(i64::try_from(held_limit).unwrap_or(i64::MAX));
         let mut out = String::new();
         if let Some(registry) = &self.registry {
             text::encode(&mut out, registry).expect("writing to a string must not fail");
@@ -506,7 +515,7 @@ mod tests {
 
     /// What dashboards and alerts are written against: each sample's name with the names of its labels. A histogram
     /// stands for its three kinds of sample.
-    const INTERFACE: [&str; 26] = [
+    const INTERFACE: [&str; 27] = [
         "abandoned_total",
         "bad_http_total{reason}",
         "breaker_state{rule}",
@@ -518,6 +527,7 @@ mod tests {
         "deadline_margin_seconds",
         "findings_total{finding}",
         "held_bytes",
+        "held_limit_bytes",
         "in_flight",
         "log_lines_dropped_total",
         "observe_mode",
@@ -573,7 +583,7 @@ mod tests {
             took: Duration::from_millis(3),
             margin: Some(-0.002),
         });
-        let text = metrics.text(&in_force, 0, UNIX_EPOCH);
+        let text = metrics.text(&in_force, (7, 9), UNIX_EPOCH);
         let samples = text.lines().filter(|line| !line.starts_with('#')).map(sample);
         let mut found: BTreeSet<_> = samples.collect();
         found.extend(text.lines().last().map(|line| line.trim_start_matches("# ").to_owned()));
@@ -586,6 +596,8 @@ mod tests {
             "callback_guard_callback_duration_seconds_bucket{le=\"0.005\",origin=\"fallback\"} 1",
             "callback_guard_deadline_margin_seconds_bucket{le=\"-0.005\"} 0",
             "callback_guard_deadline_margin_seconds_bucket{le=\"-0.001\"} 1",
+            "callback_guard_held_bytes 7",
+            "callback_guard_held_limit_bytes 9",
         ] {
             assert!(text.lines().any(|line| line == observed), "{observed}\n{text}");
         }

@@ -454,7 +454,7 @@ impl Connection {
     ) -> Result<(Bytes, Holding), Failure> {
         const CUT: Failure = Failure::Cut { at: "inside the body of its answer" };
         let too_large = || Failure::Invalid(Invalid::TooLarge { limit });
-        let mut holding = held.nothing();
+        let mut holding = held.nothing_for_answer();
         let mut hold = |bytes: usize| holding.grow_to(bytes).map_err(|_| Failure::Overloaded(HELD));
         let body = match framing {
             Framing::Length(length) if length > limit => return Err(too_large()),

@@ -48,12 +48,9 @@ pub(super) fn render(admin: &Admin) -> String {
         None => "none yet".to_owned(),
     };
     row(&mut out, "certificate", &certificate);
-    let counts = (admin.metrics.in_flight(), admin.metrics.connections(), admin.held.bytes());
-    row(
-        &mut out,
-        "now",
-        &format!("{} callbacks in flight, {} connections, {} bytes held", counts.0, counts.1, counts.2),
-    );
+    let counts = (admin.metrics.in_flight(), admin.metrics.connections());
+    row(&mut out, "now", &format!("{} callbacks in flight, {} connections", counts.0, counts.1));
+    row(&mut out, "memory", &format!("{} of {} bytes held", admin.held.bytes(), admin.held.limit()));
     row(&mut out, "policy", &format!("{} {} {}", now.source.label(), now.policy.hash(), now.revision));
     if let Some(name) = &admin.configmap {
         let connected = admin.policy.watched().is_connected();
