@@ -36,6 +36,7 @@ pub mod sidecar;
 pub mod held;
 pub mod wire;
 pub mod files;
+pub mod cgroup;
 pub mod tls;
 pub mod basic_auth;
 pub mod upstream;

@@ -19,7 +19,8 @@ use problems::{Problems, path, socket};
 use proxy::ProxyArgs;
 use simulate::SimulateArgs;
 
-pub use proxy::{ADMIN_PORT, LISTEN_PORT, Proxy, TlsSource, any};
+pub use problems::shown_size;
+pub use proxy::{ADMIN_PORT, LEAST_HELD, LISTEN_PORT, Proxy, TlsSource, any};
 
 mod inject;
 mod lexer;

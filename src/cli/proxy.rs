@@ -14,9 +14,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use self::certificate::Certificate;
+use self::max_held::{Follower, Found};
 use super::args::{self, ADMIN_PORT, LISTEN_PORT};
 use crate::admin::{self, Admin};
 use crate::basic_auth::{self, BasicAuth};
+use crate::cgroup::Cgroup;
 use crate::descriptors::{self, Shortage};
 use crate::drain::{self, Drain, Stage};
 use crate::files::Fingerprint;
@@ -37,6 +39,7 @@ use crate::upstream::KEPT_CONNECTIONS;
 pub(super) use certificate::load_client_ca;
 
 mod certificate;
+mod max_held;
 
 /// How much earlier than the pod's grace period the end is over: time for the exit itself.
 const BEFORE_THE_KILL: Duration = Duration::from_secs(1);
@@ -139,13 +142,18 @@ impl Loaded {
         count_panics(&self.metrics);
         let (drain, watch) = Drain::new(Instant::now());
         let readiness = Readiness::default();
+        let held = Held::new(config.max_held.unwrap_or(max_held::WITHOUT_LIMIT));
+        let follower = match config.max_held {
+            Some(_) => None,
+            None => Some(Follower::start(Cgroup::own(), held.clone(), Found::log)),
+        };
         let shared = Arc::new(Shared {
             config: proxy_config(config),
             in_force: self.in_force,
             auth: self.auth,
             metrics: Arc::clone(&self.metrics),
             log: self.log,
-            held: Held::new(config.max_held),
+            held,
             in_flight: Arc::new(AtomicUsize::new(0)),
             recent: Recent::default(),
         });
@@ -182,6 +190,9 @@ impl Loaded {
             };
             tokio::task::spawn_local(Rc::new(admin).serve(listener));
             tokio::task::spawn_local(memory::give_back(Arc::clone(&service.metrics)));
+            if let Some(follower) = follower {
+                tokio::task::spawn_local(follower.run(Found::log));
+            }
             follow(config, self.publisher, self.policy_seen, self.kept);
             let certificate = tokio::select! {
                 ready = self.certificate.ready(&service.readiness, &service.metrics, admin_listen) => ready,

@@ -14,6 +14,7 @@ mod effects;
 mod hostile;
 mod logs;
 mod matrix;
+mod memory_limit;
 mod policy;
 mod raw_h2;
 mod raw_http;

@@ -1,8 +1,9 @@
 //! The real binary, with its files in a folder of its own.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -32,6 +33,8 @@ pub(crate) struct Builder {
     environment: Vec<(String, String)>,
     /// The soft and the hard limit of open files, where they are not those of the tests.
     open_files: Option<[libc::rlim_t; 2]>,
+    /// What it finds as `/sys/fs/cgroup`, if that is not the machine's.
+    cgroup: Option<PathBuf>,
 }
 
 /// What it was when it did not start.
@@ -50,6 +53,7 @@ impl Guard {
             flags: Vec::new(),
             environment: Vec::new(),
             open_files: None,
+            cgroup: None,
         }
     }
 
@@ -264,6 +268,12 @@ impl Builder {
         self
     }
 
+    /// A folder that it finds as `/sys/fs/cgroup`, as a container finds its own there.
+    pub(crate) fn cgroup(mut self, folder: &Path) -> Builder {
+        self.cgroup = Some(folder.to_owned());
+        self
+    }
+
     /// The folder, before the start.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -309,7 +319,7 @@ impl Builder {
     }
 
     fn spawn(self) -> (Child, Folder, Arc<Lines>, Arc<Lines>) {
-        let Builder { folder, policy, flags, environment, open_files } = self;
+        let Builder { folder, policy, flags, environment, open_files, cgroup } = self;
         let given = |name: &str| flags.iter().any(|flag| flag == name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_callback-guard"));
         command.arg("proxy");
@@ -344,6 +354,9 @@ impl Builder {
                 });
             }
         }
+        if let Some(cgroup) = cgroup {
+            mount_cgroup(&mut command, &cgroup);
+        }
         let mut child = command.spawn().expect("the binary starts");
         let out = Lines::of(child.stdout.take().expect("a pipe"));
         let errors = Lines::of(child.stderr.take().expect("a pipe"));
@@ -369,6 +382,43 @@ impl Builder {
         let (listen, admin) = (address("listen.addr"), address("admin.addr"));
         Ok(Guard { child: Mutex::new(child), folder, out, errors, listen, admin })
     }
+}
+
+/// Has a program find this folder as `/sys/fs/cgroup`, in a mount namespace of its own.
+fn mount_cgroup(command: &mut Command, folder: &Path) {
+    let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).expect("a path without a zero");
+    let (source, target, root) = (path(folder), c"/sys/fs/cgroup", c"/");
+    // SAFETY: a system call without arguments. Without root, a user namespace is what allows the mounts.
+    let flags = match unsafe { libc::geteuid() } {
+        0 => libc::CLONE_NEWNS,
+        _ => libc::CLONE_NEWNS | libc::CLONE_NEWUSER,
+    };
+    let mount = move |source: &CStr, target: &CStr, flags| {
+        // SAFETY: both strings live until the call returns; the others may be null.
+        match unsafe {
+            libc::mount(source.as_ptr(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null())
+        } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: system calls alone, on strings that were moved into the closure.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::unshare(flags) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            mount(root, root, libc::MS_REC | libc::MS_PRIVATE)?;
+            mount(&source, target, libc::MS_BIND)
+        });
+    }
+}
+
+/// Tries what [`Builder::cgroup`] does.
+pub(crate) fn may_mount(folder: &Path) -> std::io::Result<()> {
+    let mut command = Command::new("true");
+    mount_cgroup(&mut command, folder);
+    command.status().map(|_| ())
 }
 
 /// The "Listening" line of `--log-format text`, as JSON.

@@ -94,6 +94,16 @@ impl Problems {
         })
     }
 
+    pub(super) fn optional_size(
+        &mut self,
+        flag: &str,
+        text: &str,
+        least: usize,
+        most: usize,
+    ) -> Option<Option<usize>> {
+        if text.is_empty() { Some(None) } else { self.size(flag, text, least, most).map(Some) }
+    }
+
     pub(super) fn count(&mut self, flag: &str, text: &str, least: usize, most: usize) -> Option<usize> {
         self.read(flag, text, |text| {
             let found = text.parse().map_err(|_| format!("{text:?} is not a whole number"))?;
@@ -157,7 +167,8 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     number.checked_mul(unit).ok_or_else(expected)
 }
 
-fn shown_size(bytes: usize) -> String {
+/// The size as a flag takes it, exactly.
+pub fn shown_size(bytes: usize) -> String {
     let (name, unit) = SIZES.iter().find(|(_, unit)| bytes.is_multiple_of(*unit)).expect("1 B divides all");
     format!("{}{name}", bytes / unit)
 }

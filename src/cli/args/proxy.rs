@@ -20,6 +20,9 @@ pub const LISTEN_PORT: u16 = 8443;
 /// See [`LISTEN_PORT`].
 pub const ADMIN_PORT: u16 = 9090;
 
+/// The least that `--max-held` may be, bytes.
+pub const LEAST_HELD: usize = MIB;
+
 const LEVELS: [(&str, LevelFilter); 5] = [
     ("off", LevelFilter::OFF),
     ("error", LevelFilter::ERROR),
@@ -99,8 +102,9 @@ proxy_args! {
     max_connections "max-connections" "CALLBACK_GUARD_MAX_CONNECTIONS" "COUNT" "10000";
     /// Callbacks put to the app at once; further ones are answered by the fallback for `overloaded`
     max_in_flight "max-in-flight" "CALLBACK_GUARD_MAX_IN_FLIGHT" "COUNT" "1024";
-    /// Bytes of callbacks and answers in memory; beyond it, the fallback for `overloaded`
-    max_held "max-held" "CALLBACK_GUARD_MAX_HELD" "SIZE" "256MiB";
+    /// Memory for callbacks in progress; beyond it, the fallback for `overloaded` [default: half of the container's memory
+    /// limit, followed when it changes; 256MiB without one]
+    max_held "max-held" "CALLBACK_GUARD_MAX_HELD" "SIZE" "";
     /// Body of a callback
     max_request_size "max-request-size" "CALLBACK_GUARD_MAX_REQUEST_SIZE" "SIZE" "8MiB";
     /// Body of the app's answer
@@ -162,8 +166,8 @@ pub struct Proxy {
     pub max_connections: usize,
     /// `--max-in-flight`
     pub max_in_flight: usize,
-    /// `--max-held`, bytes
-    pub max_held: usize,
+    /// `--max-held`, bytes; `None`: half of the container's memory limit.
+    pub max_held: Option<usize>,
     /// `--max-request-size`, bytes
     pub max_request_size: usize,
     /// `--max-answer-size`, bytes
@@ -227,7 +231,7 @@ impl ProxyArgs {
         let workers = problems.count("--workers", &self.workers, 1, 64);
         let max_connections = problems.count("--max-connections", &self.max_connections, 1, 1_000_000);
         let max_in_flight = problems.count("--max-in-flight", &self.max_in_flight, 1, 1_000_000);
-        let max_held = problems.size("--max-held", &self.max_held, MIB, usize::MAX / 2);
+        let max_held = problems.optional_size("--max-held", &self.max_held, LEAST_HELD, usize::MAX / 2);
         let max_request_size = problems.size("--max-request-size", &self.max_request_size, 1024, 1024 * MIB);
         let max_answer_size = problems.size("--max-answer-size", &self.max_answer_size, 1024, 1024 * MIB);
         let max_header_size = problems.size("--max-header-size", &self.max_header_size, 4096, 4 * MIB);

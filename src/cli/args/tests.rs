@@ -57,11 +57,21 @@ fn every_mistake_of_one_run_is_reported_and_begins_with_its_flag() {
 fn the_defaults_are_those_of_the_help() {
     let proxy = proxy_of("");
     assert_eq!(proxy.upstream, Address::Ip(([127, 0, 0, 1], 8080).into()));
-    assert_eq!(proxy.max_held, 256 << 20);
+    assert_eq!(proxy.max_held, None);
     assert_eq!(proxy.max_connection_age, Duration::from_secs(600));
     assert_eq!((proxy.max_connections, proxy.max_in_flight, proxy.workers), (10_000, 1024, 1));
     assert_eq!((proxy.log_level, proxy.log_format), (LevelFilter::INFO, Format::Json));
     assert_eq!(proxy.listen, None);
+}
+
+#[test]
+fn the_bound_on_bytes_held_is_given_or_left_to_the_container() {
+    assert_eq!(proxy_of("--max-held=1MiB").max_held, Some(1 << 20));
+    assert_eq!(proxy_of("--max-held=").max_held, None);
+    for wrong in ["1023KiB", "0B", "half", "256"] {
+        let found = problems(&format!("proxy --tls-self-signed --max-held {wrong}"));
+        assert!(found.len() == 1 && found[0].starts_with("--max-held: "), "{found:?}");
+    }
 }
 
 #[test]
