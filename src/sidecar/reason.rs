@@ -43,6 +43,8 @@ pub enum Reason {
 /// What is worth a look at a pod, a workload or a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Notice {
+    /// The policy that adds the sidecar was not applied, and nothing in the pod is the reason.
+    NotApplied,
     /// Another init container starts before the sidecar.
     NotFirst,
     /// Nothing says where the app listens.
@@ -201,12 +203,24 @@ impl Reason {
 
 impl Notice {
     /// Every notice.
-    pub const ALL: [Notice; 4] =
-        [Notice::NotFirst, Notice::UpstreamGuessed, Notice::LabelOnWorkload, Notice::LabelAsAnnotation];
+    pub const ALL: [Notice; 5] = [
+        Notice::NotApplied,
+        Notice::NotFirst,
+        Notice::UpstreamGuessed,
+        Notice::LabelOnWorkload,
+        Notice::LabelAsAnnotation,
+    ];
 
     /// Its name, what it means and what to do.
     pub const fn words(self) -> Words {
         match self {
+            Notice::NotApplied => words(
+                "not-applied",
+                "nothing in the pod is in the way, but the MutatingAdmissionPolicy callback-guard was missing or failed, or \
+                 another webhook set the label after it",
+                "apply the output of callback-guard admission-policy again, set the label in the pod template or on the \
+                 namespace, and restart the app",
+            ),
             Notice::NotFirst => words(
                 "not-first",
                 "another webhook put an init container before the sidecar, which does not serve until that has finished",

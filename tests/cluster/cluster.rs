@@ -284,15 +284,20 @@ impl Cluster {
 
     /// The same, with standard error when it fails.
     pub(crate) fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
-        run(self.kubectl_command(&self.folder.join("kubeconfig")).args(arguments), None)
+        run(self.kubectl_command().args(arguments), None)
     }
 
     /// kubectl with another kubeconfig, one of `kubeconfig_of` say.
     pub(crate) fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
-        run(self.kubectl_command(kubeconfig).args(arguments), None)
+        run(self.kubectl_command_as(kubeconfig).args(arguments), None)
     }
 
-    fn kubectl_command(&self, kubeconfig: &Path) -> Command {
+    /// kubectl as the administrator, to be given arguments.
+    pub(crate) fn kubectl_command(&self) -> Command {
+        self.kubectl_command_as(&self.folder.join("kubeconfig"))
+    }
+
+    fn kubectl_command_as(&self, kubeconfig: &Path) -> Command {
         // Bounded, whatever it is asked to wait for.
         let mut command = clean("timeout");
         command.args(["180", "kubectl"]).env("KUBECONFIG", kubeconfig).env("PATH", self.path());
@@ -315,7 +320,7 @@ impl Cluster {
 
     /// The same with more arguments; standard error when it fails.
     pub(crate) fn try_apply(&self, manifests: &str, arguments: &[&str]) -> Result<String, String> {
-        let mut command = self.kubectl_command(&self.folder.join("kubeconfig"));
+        let mut command = self.kubectl_command();
         run(command.args(["apply", "-f", "-"]).args(arguments), Some(manifests))
     }
 
@@ -527,7 +532,7 @@ impl Drop for Namespace<'_> {
 
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
-        let mut command = self.cluster.kubectl_command(&self.cluster.folder.join("kubeconfig"));
+        let mut command = self.cluster.kubectl_command();
         if let Err(error) =
             run(command.args(["delete", "--ignore-not-found", "-f", "-"]), Some(&self.manifests))
         {

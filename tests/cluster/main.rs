@@ -3,6 +3,7 @@
 //!
 //! Where the machine cannot hold a cluster, these tests pass without a check and `tests/run` says so; in CI they fail.
 
+mod client;
 mod cluster;
 mod cost;
 mod dns;
@@ -14,6 +15,7 @@ mod shop;
 mod support;
 mod webhook;
 
+mod admission;
 mod api;
 mod ends;
 mod image;

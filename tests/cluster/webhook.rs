@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::cluster::{Applied, Cluster, Namespace, Stage, eventually};
+use super::cluster::{Applied, Cluster, Stage, eventually};
 use super::support::Authority;
 
 /// Returns the JSON patch (RFC 6902) for the `request` of an AdmissionReview; an empty one changes nothing.
@@ -90,11 +90,11 @@ impl Webhook {
     pub(crate) fn configure<'c>(
         &self,
         name: &str,
-        namespace: &Namespace<'_>,
+        namespace: &str,
         reinvocation: &str,
         cluster: &'c Cluster,
     ) -> Applied<'c> {
-        let configuration = self.configuration(name, &namespace.name, reinvocation);
+        let configuration = self.configuration(name, namespace, reinvocation);
         let configured = cluster.apply_until_dropped(&configuration.to_string());
         let before = self.calls();
         eventually("a call of the webhook", || {
@@ -196,18 +196,10 @@ async fn review(
 }
 
 /// Has the API server admit a pod without storing it, and returns the pod as it would be stored.
-fn dry_run(cluster: &Cluster, namespace: &Namespace<'_>, name: &str) -> Result<Value, String> {
+fn dry_run(cluster: &Cluster, namespace: &str, name: &str) -> Result<Value, String> {
     let image = "--image=callback-guard.test/app:1";
-    let pod = cluster.try_kubectl(&[
-        "-n",
-        &namespace.name,
-        "run",
-        name,
-        image,
-        "--dry-run=server",
-        "-o",
-        "json",
-    ])?;
+    let pod =
+        cluster.try_kubectl(&["-n", namespace, "run", name, image, "--dry-run=server", "-o", "json"])?;
     Ok(serde_json::from_str(&pod).expect("kubectl writes JSON"))
 }
 
@@ -224,7 +216,7 @@ fn a_webhook_patches_the_pods_of_its_namespace_alone_and_its_configuration_is_de
     let name = format!("first-{}", selected.name);
     let is_configured = || cluster.try_kubectl(&["get", "mutatingwebhookconfiguration", &name]).is_ok();
     {
-        let _configured = webhook.configure(&name, &selected, "Never", cluster);
+        let _configured = webhook.configure(&name, &selected.name, "Never", cluster);
         assert!(is_configured());
         for (namespace, expected) in [(&selected, vec!["first"]), (&other, vec![])] {
             let before = webhook.calls();
@@ -240,12 +232,12 @@ fn a_webhook_patches_the_pods_of_its_namespace_alone_and_its_configuration_is_de
     }
     assert!(!is_configured(), "deleted at the end");
     eventually("a pod without the init container", || {
-        let pod = dry_run(cluster, &selected, "after").ok()?;
+        let pod = dry_run(cluster, &selected.name, "after").ok()?;
         init_containers(&pod).is_empty().then_some(())
     });
 
     let failed = catch_unwind(AssertUnwindSafe(|| {
-        let _configured = webhook.configure(&name, &selected, "IfNeeded", cluster);
+        let _configured = webhook.configure(&name, &selected.name, "IfNeeded", cluster);
         assert!(is_configured());
         std::panic::resume_unwind(Box::new("a test that fails"));
     }));

@@ -50,9 +50,14 @@ fn pods() -> Vec<Value> {
     let by_policy = format!(
         "variables.podAnnotations.exists(k, k == '{PREFIX}injected-by' && variables.podAnnotations[k] == '{BY_POLICY}')"
     );
-    // What a label with a wrong value asked for is not known.
     variables.add("has-sidecar", has_sidecar);
-    variables.add("missing", "variables.hasSidecar ? [] : variables.reasons");
+    variables.add(
+        "missing",
+        format!(
+            "variables.hasSidecar ? [] : variables.reasons.size() > 0 ? variables.reasons : [{}]",
+            quoted(&Notice::NotApplied.words().to_string())
+        ),
+    );
     variables.add(
         "notices",
         format!(
