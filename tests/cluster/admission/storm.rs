@@ -88,10 +88,12 @@ fn every_pod_has_one_sidecar_while_the_api_server_restarts_and_the_policy_is_edi
     };
     assert_eq!(count("!callback-guard.io/injected"), 0);
     assert!(count("callback-guard.io/injected") >= created);
+    without_the_policy_a_pod_is_plain_and_says_so(&cluster);
+}
 
-    // The negative twin: without the policy a pod is plain, and says so.
+fn without_the_policy_a_pod_is_plain_and_says_so(cluster: &Cluster) {
     cluster.kubectl(&["delete", "mutatingadmissionpolicy", "callback-guard"]);
-    let mut client = Client::of(&cluster);
+    let mut client = Client::of(cluster);
     let plain = eventually("a plain pod", || {
         Some(client.dry_run("storm", &pod())).filter(|made| sidecars(&made.body) == 0)
     });
