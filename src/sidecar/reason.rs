@@ -217,14 +217,14 @@ impl Notice {
             Notice::NotApplied => words(
                 "not-applied",
                 "nothing in the pod is in the way, but the MutatingAdmissionPolicy callback-guard was missing or failed, or \
-                 another webhook set the label after it",
+                 something else set the label after it",
                 "apply the output of callback-guard admission-policy again, set the label in the pod template or on the \
                  namespace, and restart the app",
             ),
             Notice::NotFirst => words(
                 "not-first",
-                "another webhook put an init container before the sidecar, which does not serve until that has finished",
-                "change the order of the webhooks, or let that one append its container",
+                "another injector put its init container before the sidecar, which does not serve until that has finished",
+                "change the order of the injectors, or let that one append its container",
             ),
             Notice::UpstreamGuessed => words(
                 "upstream-guessed",

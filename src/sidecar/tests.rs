@@ -533,3 +533,103 @@ fn a_pod_of_another_shape_is_refused_and_says_where() {
         }
     }
 }
+
+fn policies() -> Vec<Value> {
+    let namespaces = Some(vec!["shop".to_owned(), "bar".to_owned()]);
+    admission::objects(&Installation { namespaces, ..installation() })
+}
+
+/// Every expression of a policy, variables with their names.
+fn expressions(policy: &Value) -> Vec<(String, String)> {
+    let spec = &policy["spec"];
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut found: Vec<_> =
+        list(&spec["variables"]).iter().map(|one| (text(&one["name"]), text(&one["expression"]))).collect();
+    for one in list(&spec["mutations"]) {
+        found.push((String::new(), text(&one["jsonPatch"]["expression"])));
+    }
+    for one in list(&spec["validations"]) {
+        found.push((String::new(), text(&one["expression"])));
+        found.push((String::new(), text(&one["messageExpression"])));
+    }
+    found
+}
+
+#[test]
+fn every_row_of_the_table_is_in_the_policies_with_its_check_and_its_words() {
+    let policies = policies();
+    let text = |kind: &str, name: &str| {
+        let policy = policies.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
+        let policy = policy.unwrap_or_else(|| panic!("no {kind} {name}"));
+        expressions(policy).into_iter().map(|(_, text)| text + "\n").collect::<String>()
+    };
+    let all = [
+        text("MutatingAdmissionPolicy", "callback-guard"),
+        text("ValidatingAdmissionPolicy", "callback-guard"),
+        text("ValidatingAdmissionPolicy", "callback-guard-workloads"),
+        text("ValidatingAdmissionPolicy", "callback-guard-namespaces"),
+    ];
+    for row in annotations::TABLE {
+        for text in &all {
+            assert!(text.contains(&format!("'callback-guard.io/{}'", row.name)), "{}", row.name);
+        }
+        for text in all.iter().filter(|_| row.is_setting()) {
+            let words = template::quoted(&format!(": {}", row.kind.wanted()));
+            assert!(text.contains(&words), "{}: {words}", row.name);
+        }
+        if row.effect == annotations::Effect::Flag {
+            assert!(all[0].contains(&format!("['--{}=' + variables.", row.name)), "{}", row.name);
+        }
+    }
+    for reason in
+        Reason::ALL.into_iter().filter(|reason| ![Reason::NotAsked, Reason::Disabled].contains(reason))
+    {
+        assert!(all[1].contains(&format!("'{reason}: ")), "{reason}");
+    }
+    for notice in Notice::ALL {
+        let name = format!("'{}: ", notice.words().name);
+        assert!(all.iter().any(|text| text.contains(&name)), "{name}");
+    }
+}
+
+#[test]
+fn a_variable_is_defined_before_it_is_used_and_used_where_it_is_defined() {
+    for policy in policies().iter().filter(|one| one["spec"]["variables"].is_array()) {
+        let expressions = expressions(policy);
+        let mut known: Vec<&str> = Vec::new();
+        for (name, text) in &expressions {
+            for used in text.split("variables.").skip(1) {
+                let used: String = used.chars().take_while(char::is_ascii_alphanumeric).collect();
+                assert!(known.contains(&used.as_str()), "{}: {used} in {text}", policy["metadata"]["name"]);
+            }
+            known.push(name);
+        }
+        for name in known.iter().filter(|name| !name.is_empty()) {
+            let reference = format!("variables.{name}");
+            let used = expressions.iter().any(|(_, text)| text.contains(&reference));
+            assert!(used, "{}: {name} is not used", policy["metadata"]["name"]);
+        }
+    }
+}
+
+#[test]
+fn the_hash_changes_with_the_settings_and_not_with_the_namespaces() {
+    let of = |installation: &Installation| admission::hash(installation);
+    let plain = of(&installation());
+    assert_eq!(plain.len(), 16);
+    let more = Installation { namespaces: Some(vec!["shop".to_owned()]), ..installation() };
+    assert_eq!(of(&more), plain);
+    let mut other = installation();
+    other.settings.insert("workers", "2".to_owned());
+    assert_ne!(of(&other), plain);
+    let other = Installation { image_pull_secrets: vec!["a".to_owned()], ..installation() };
+    assert_ne!(of(&other), plain);
+}
+
+#[test]
+fn texts_are_literals_of_cel_and_names_its_identifiers() {
+    assert_eq!(template::quoted("it's\\ \n"), r"'it\'s\\ \n'");
+    assert_eq!(template::identifier("cpu-limit-in-force"), "cpuLimitInForce");
+    assert_eq!(template::identifier("image"), "image");
+}

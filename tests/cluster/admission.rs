@@ -12,6 +12,7 @@ use super::cluster::{Cluster, Stage, clean, eventually, run};
 
 mod equality;
 mod labels;
+mod node;
 mod others;
 mod storm;
 mod trust;

@@ -13,6 +13,7 @@ mod remains;
 mod shop;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls_host;
 mod webhook;
 
 mod admission;

@@ -178,10 +178,20 @@ impl<'c> Shop<'c> {
         }
     }
 
+    /// The URL for OpenIM's webhooks.yml.
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}/cb", self.address)
+    }
+
     fn job(&self, what: &str) -> Value {
+        self.job_to(what, &self.url())
+    }
+
+    /// A job of the judge with the callback of the shop, to this URL.
+    pub(crate) fn job_to(&self, what: &str, url: &str) -> Value {
         let request: Value = serde_json::from_str(BODY).expect("the sample");
         json!({
-            "do": what, "command": COMMAND, "url": format!("https://{}/cb", self.address), "timeout": 5,
+            "do": what, "command": COMMAND, "url": url, "timeout": 5,
             "operationID": request["operationID"], "request": request,
         })
     }

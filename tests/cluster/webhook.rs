@@ -16,10 +16,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -27,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::cluster::{Applied, Cluster, Stage, eventually};
 use super::support::Authority;
+use super::tls_host::server_config;
 
 /// Returns the JSON patch (RFC 6902) for the `request` of an AdmissionReview; an empty one changes nothing.
 type Patch = dyn Fn(&Value) -> Vec<Value> + Send + Sync;
@@ -48,7 +45,7 @@ impl Webhook {
         let listener = TcpListener::bind((on, 0)).expect("a free port of the host's end");
         listener.set_nonblocking(true).expect("a socket");
         let url = format!("https://{}/mutate", listener.local_addr().expect("bound"));
-        let tls = TlsAcceptor::from(server_config(on));
+        let tls = TlsAcceptor::from(Arc::new(server_config(Authority::common(), on)));
         let calls = Arc::new(AtomicUsize::new(0));
         let (patch, counter): (Arc<Patch>, _) = (Arc::new(patch), Arc::clone(&calls));
         let (stop, stopped) = oneshot::channel();
@@ -125,20 +122,6 @@ pub(crate) fn first_init_container(request: &Value) -> Vec<Value> {
         // An index needs a list to be there.
         _ => vec![add("/spec/initContainers", json!([first]))],
     }
-}
-
-fn server_config(on: Ipv4Addr) -> Arc<ServerConfig> {
-    let mut params = CertificateParams::new(vec![on.to_string()]).expect("an address");
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let issued = Authority::common().issue(params);
-    let chain = vec![CertificateDer::from_pem_slice(issued.cert.as_bytes()).expect("PEM")];
-    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions of the provider")
-        .with_no_client_auth()
-        .with_single_cert(chain, key);
-    Arc::new(config.expect("the key of the certificate"))
 }
 
 async fn serve(

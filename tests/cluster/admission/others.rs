@@ -257,3 +257,34 @@ fn what_is_printed_and_applied_differs_in_nothing_from_what_the_server_has() {
         assert!(changed.contains("+  failurePolicy: Fail"), "{changed}");
     });
 }
+
+#[test]
+fn the_metrics_that_the_documentation_names_are_those_of_the_api_server() {
+    with_client(|admission, client| {
+        let namespace = admission.namespace(client, &json!({INJECT: "enabled"}), &json!({}));
+        assert!(has_sidecar(&client.dry_run(&namespace, &pod()).body));
+        assert_eq!(ours(&client.dry_run(&namespace, &super::annotated("workers", "0"))).len(), 1);
+        let metrics = admission.cluster.kubectl(&["get", "--raw", "/metrics"]);
+        let document = include_str!("../../../docs/injection.md");
+        let names: std::collections::BTreeSet<_> = document
+            .split(|letter: char| !letter.is_ascii_lowercase() && letter != '_')
+            .filter(|word| word.starts_with("apiserver_"))
+            .collect();
+        assert!(names.len() >= 4, "{names:?}");
+        for name in names {
+            let series = metrics
+                .lines()
+                .find(|line| line.starts_with(name) && line.contains("policy=\"callback-guard\""));
+            assert!(series.is_some(), "{name} is no metric of the API server");
+        }
+        let of = |metric: &str, labels: &[&str]| {
+            let line =
+                |line: &&str| line.starts_with(metric) && labels.iter().all(|label| line.contains(label));
+            metrics.lines().any(|text| line(&text))
+        };
+        let mutating = "apiserver_mutating_admission_policy_check_total{";
+        assert!(of(mutating, &["error_type=\"no_error\"", "policy=\"callback-guard\""]));
+        let validating = "apiserver_validating_admission_policy_check_total{";
+        assert!(of(validating, &["error_type=\"invalid_error\"", "enforcement_action=\"warn\""]));
+    });
+}
