@@ -182,6 +182,15 @@ fn binding(kind: &str, policy: &str, name: &str, namespaces: Value, objects: Val
     binding
 }
 
+/// The two bindings of a policy to pods that ask by a label of ours: with these labels of their own, or without the label in a
+/// namespace that has it.
+fn bindings(kind: &str, policy: &str, label: &str, pods: Value) -> [Value; 2] {
+    let binding = |scope: &str, namespaces, objects| {
+        binding(kind, policy, &format!("{policy}-{scope}"), namespaces, objects)
+    };
+    [binding("pod", json!({}), pods), binding("namespace", enabled(label), without(label))]
+}
+
 const MUTATING: &str = "MutatingAdmissionPolicy";
 const VALIDATING: &str = "ValidatingAdmissionPolicy";
 

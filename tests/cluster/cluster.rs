@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -95,6 +95,19 @@ pub(crate) fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
         });
     }
     command
+}
+
+/// Tests that compare times with a clock hold it to read, and one that keeps the whole machine busy holds it to write.
+static BUSY: RwLock<()> = RwLock::new(());
+
+/// Until it is dropped, no test keeps the whole machine busy.
+pub(crate) fn undisturbed() -> RwLockReadGuard<'static, ()> {
+    BUSY.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to keep the whole machine busy until it is dropped.
+pub(crate) fn busy() -> RwLockWriteGuard<'static, ()> {
+    BUSY.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether this machine can hold a cluster of this stage. In CI it has to.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::cluster::{Cluster, Following, Logged, Stage, can_hold, eventually};
+use super::cluster::{Cluster, Following, Logged, Stage, can_hold, eventually, undisturbed};
 use super::image::image;
 use super::shop::{Counts, Load, Shop, deny};
 
@@ -49,6 +49,7 @@ fn guard_log(shop: &Shop<'_>, pod: &str) -> Vec<Logged> {
 
 #[test]
 fn from_inject_to_a_fallback_within_a_second_of_an_edit_and_an_api_server_that_is_away() {
+    let _undisturbed = undisturbed();
     let Some((cluster, image)) = node() else { return };
     let shop = Shop::new(&cluster, image, &deny(5100, ""));
     shop.roll_out(&shop.injected("inject", &shop.manifest("{}")));
@@ -166,6 +167,7 @@ fn the_api_server_goes_away_and_a_sidecar_dies(shop: &Shop<'_>) {
 
 #[test]
 fn a_rollout_under_load_a_job_and_the_way_back() {
+    let _undisturbed = undisturbed();
     let Some((cluster, image)) = node() else { return };
     let shop = Shop::new(&cluster, image, &deny(5100, ""));
     let sleeping = shop.manifest("{callback-guard.io/app-pre-stop-sleep: 8s}");

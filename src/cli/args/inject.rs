@@ -101,8 +101,7 @@ pub(super) struct AdmissionPolicyArgs {
         env = "CALLBACK_GUARD_NAMESPACES",
         hide_env_values = true,
         value_name = "NAME",
-        value_delimiter = ',',
-        required_unless_present = "helm"
+        value_delimiter = ','
     )]
     namespaces: Vec<String>,
     /// Namespace of callback-guard itself, whose pods never get a sidecar

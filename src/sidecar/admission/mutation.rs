@@ -114,12 +114,6 @@ pub(super) fn objects() -> [Value; 3] {
             "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch()}}],
         },
     });
-    let binding = |name: &str, namespaces, objects| {
-        super::binding(MUTATING, NAME, &format!("{NAME}-{name}"), namespaces, objects)
-    };
-    [
-        policy,
-        binding("pod", json!({}), super::enabled(INJECT)),
-        binding("namespace", super::enabled(INJECT), super::without(INJECT)),
-    ]
+    let [of_pods, of_namespaces] = super::bindings(MUTATING, NAME, INJECT, super::enabled(INJECT));
+    [policy, of_pods, of_namespaces]
 }

@@ -43,14 +43,8 @@ pub(super) fn objects() -> [Value; 3] {
             "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch()}}],
         },
     });
-    let binding = |scope: &str, namespaces, objects| {
-        super::binding(MUTATING, &name, &format!("{name}-{scope}"), namespaces, objects)
-    };
-    [
-        policy,
-        binding("pod", json!({}), super::enabled(TRUST)),
-        binding("namespace", super::enabled(TRUST), super::without(TRUST)),
-    ]
+    let [of_pods, of_namespaces] = super::bindings(MUTATING, &name, TRUST, super::enabled(TRUST));
+    [policy, of_pods, of_namespaces]
 }
 
 fn patch() -> String {

@@ -68,14 +68,9 @@ fn pods() -> Vec<Value> {
     );
     let rules = vec![super::rule("", &["pods"], &["CREATE"])];
     let validations = vec![warns("missing", "no sidecar: "), warns("notices", "")];
-    let binding = |name: &str, namespaces, objects| {
-        super::binding(VALIDATING, NAME, &format!("{NAME}-{name}"), namespaces, objects)
-    };
-    vec![
-        policy(NAME, rules, variables, validations),
-        binding("pod", json!({}), super::other_than(INJECT, &["disabled"])),
-        binding("namespace", super::enabled(INJECT), super::without(INJECT)),
-    ]
+    let asking = super::other_than(INJECT, &["disabled"]);
+    let [of_pods, of_namespaces] = super::bindings(VALIDATING, NAME, INJECT, asking);
+    vec![policy(NAME, rules, variables, validations), of_pods, of_namespaces]
 }
 
 /// What is wrong with the labels and settings of a namespace.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::super::client::Client;
-use super::super::cluster::{Cluster, Namespace, Stage, clean, eventually, run, target};
+use super::super::cluster::{Cluster, Namespace, Stage, clean, eventually, run, target, undisturbed};
 use super::super::image::image;
 use super::super::judge::Judge;
 use super::super::shop::{Shop, deny};
@@ -30,6 +30,7 @@ fn unchanged(shop: &Shop<'_>) -> String {
 
 #[test]
 fn a_label_guards_an_unchanged_app_and_openim_trusts_by_a_label_and_without_labels_all_is_as_before() {
+    let _undisturbed = undisturbed();
     let Some(cluster) = Cluster::shared(Stage::B) else { return };
     let (archive, image) = image();
     cluster.import(&archive);

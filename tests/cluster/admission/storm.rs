@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::super::client::Client;
-use super::super::cluster::{Cluster, PATIENCE, Stage, can_hold, eventually};
+use super::super::cluster::{Cluster, PATIENCE, Stage, busy, can_hold, eventually};
 use super::{INJECT, has_sidecar, ours, pod, printed, sidecars};
 
 /// How long pods are created.
@@ -20,6 +20,7 @@ fn every_pod_has_one_sidecar_while_the_api_server_restarts_and_the_policy_is_edi
     if !can_hold(Stage::A) {
         return;
     }
+    let _busy = busy();
     // One of its own: others are talking to the API server of the shared one.
     let cluster = Cluster::start(Stage::A);
     cluster.kubectl(&["create", "namespace", "storm"]);
