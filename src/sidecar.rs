@@ -45,6 +45,11 @@ const PULL_SECRETS: &str = "/spec/imagePullSecrets";
 /// Where the app is called if nothing in the pod says it.
 const UPSTREAM_PORT: u32 = 8080;
 
+/// The ConfigMap with the policy, if an installation does not name another.
+pub const POLICY_CONFIGMAP: &str = "callback-guard-policy";
+/// The Secret with the certificate, if an installation does not name another.
+pub const TLS_SECRET: &str = "callback-guard-tls";
+
 /// What holds for all pods of an installation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installation {

@@ -130,9 +130,7 @@ fn sha256(texts: &[&str]) -> String {
 /// The object with texts in place of markers. An item of a list whose text is empty is left out.
 fn filled(object: Value, texts: &[(&str, &str)]) -> Value {
     match object {
-        Value::String(text) => {
-            Value::String(texts.iter().fold(text, |text, (marker, with)| text.replace(marker, with)))
-        }
+        Value::String(text) => Value::String(replaced(&text, texts)),
         Value::Array(items) => {
             let is_empty_marker =
                 |item: &Value| texts.iter().any(|(marker, with)| item == marker && with.is_empty());
@@ -141,6 +139,21 @@ fn filled(object: Value, texts: &[(&str, &str)]) -> Value {
         Value::Object(map) => map.into_iter().map(|(key, value)| (key, filled(value, texts))).collect(),
         other @ (Value::Null | Value::Bool(_) | Value::Number(_)) => other,
     }
+}
+
+/// The text with texts in place of markers. What is put in is not searched: the reference of an image may contain a marker.
+fn replaced(text: &str, texts: &[(&str, &str)]) -> String {
+    let (mut rest, mut replaced) = (text, String::new());
+    let next = |rest: &str| {
+        let found = texts.iter().filter_map(|(marker, with)| Some((rest.find(marker)?, *marker, *with)));
+        found.min_by_key(|(at, ..)| *at)
+    };
+    while let Some((at, marker, with)) = next(rest) {
+        replaced.push_str(&rest[..at]);
+        replaced.push_str(with);
+        rest = &rest[at + marker.len()..];
+    }
+    replaced + rest
 }
 
 fn labels() -> Value {

@@ -12,6 +12,7 @@
 
 mod program;
 
+mod admission_policy;
 mod check;
 mod demo;
 mod drain;

@@ -6,7 +6,7 @@ use super::Problems;
 use crate::cli::admission_policy::{AdmissionPolicy, Values};
 use crate::cli::inject::{Manifests, Task};
 use crate::sidecar::annotations::{Kind, PREFIX, setting, settings};
-use crate::sidecar::{Installation, annotations};
+use crate::sidecar::{Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
 
 /// The image's name without a flag.
 const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
@@ -23,7 +23,7 @@ struct InstallationArgs {
         env = "CALLBACK_GUARD_POLICY_CONFIGMAP",
         hide_env_values = true,
         value_name = "NAME",
-        default_value = "callback-guard-policy"
+        default_value = POLICY_CONFIGMAP
     )]
     policy_configmap: String,
     /// The Secret with tls.crt and tls.key, in each pod's namespace; the sidecar waits for it
@@ -32,7 +32,7 @@ struct InstallationArgs {
         env = "CALLBACK_GUARD_TLS_SECRET",
         hide_env_values = true,
         value_name = "NAME",
-        default_value = "callback-guard-tls"
+        default_value = TLS_SECRET
     )]
     tls_secret: String,
     /// Setting for all pods, named like an annotation without its prefix: run-as-user=none. Annotations of a namespace
@@ -224,11 +224,7 @@ impl AdmissionPolicyArgs {
 impl InstallationArgs {
     /// Whether no flag was set.
     fn is_default(installation: &Installation) -> bool {
-        let defaults = [
-            ("image", IMAGE),
-            ("policy-configmap", "callback-guard-policy"),
-            ("tls-secret", "callback-guard-tls"),
-        ];
+        let defaults = [("image", IMAGE), ("policy-configmap", POLICY_CONFIGMAP), ("tls-secret", TLS_SECRET)];
         installation.image_pull_secrets.is_empty()
             && installation.settings.len() == defaults.len()
             && defaults
