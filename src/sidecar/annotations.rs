@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-pub use super::kind::Kind;
+pub use super::kind::{Kind, NAME_PATTERN};
 use super::kind::{NONE, mebibytes, milli_cpu};
 use super::patch::escaped;
 use super::{Layer, Problem};

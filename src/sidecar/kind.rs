@@ -64,6 +64,8 @@ const DIGITS: usize = 5;
 /// The largest user ID of Linux that Kubernetes accepts.
 const MOST_USER: u32 = i32::MAX as u32;
 const NAME_LENGTH: usize = 253;
+/// What [`Kind::Name`] allows, its length aside, as a regular expression that Go and CEL read.
+pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 const IMAGE_LENGTH: usize = 512;
 
 /// The duration of an annotation: as in the policy, but with few digits and few parts. CEL's `duration()` fails on an
@@ -198,10 +200,7 @@ impl Kind {
                 format!("{} && {whole}", time(least, most))
             }
             Kind::OneOf(words) => format!("{text} in {}", serde_json::json!(words)),
-            Kind::Name => {
-                let part = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
-                format!("{text}.size() <= {NAME_LENGTH} && {text}.matches('^{part}([.]{part})*$')")
-            }
+            Kind::Name => format!("{text}.size() <= {NAME_LENGTH} && {text}.matches('{NAME_PATTERN}')"),
             Kind::Image => format!("{text}.size() <= {IMAGE_LENGTH} && {text}.matches('^[!-~]+$')"),
             Kind::Cpu => cpu(),
             Kind::CpuOrNone => format!("{text} == '{NONE}' || {}", cpu()),

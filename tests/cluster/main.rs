@@ -7,6 +7,7 @@ mod client;
 mod cluster;
 mod cost;
 mod dns;
+mod helm;
 #[path = "../openim/judge.rs"]
 mod judge;
 mod remains;
