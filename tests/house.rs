@@ -410,8 +410,8 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
          `kubectl get pods -A -l callback-guard.io/injected`. From the policy the hash is that of the policy and the settings of\n\
          the installation, from `inject -f` that of the sidecar.\n\n\
          ## Resources\n\n\
-         The sidecar has no CPU limit unless one is set, because a LimitRange or a quota can refuse a pod for it; where they\n\
-         require one instead, set `cpu-limit`. A Guaranteed pod stays Guaranteed. A pod with resources of its own as a whole\n\
+         The sidecar has no CPU limit unless one is set, because a LimitRange or a quota can refuse a pod for it. Where a quota\n\
+         requires one, set `cpu-limit`; the default of a LimitRange is used as it is. A Guaranteed pod stays Guaranteed. A pod with resources of its own as a whole\n\
          (`spec.resources`) gets a sidecar without requests and limits, because those of the containers may not add up to more\n\
          than the pod's. A LimitRange or quota of the cluster can still refuse a pod: the message of the API server names it.\n\n\
          ## Why a pod has no sidecar\n\n\

@@ -134,7 +134,7 @@ pub const TABLE: [Annotation; 24] = [
         "cpu-limit",
         Kind::CpuOrNone,
         NONE,
-        "the CPU limit; set it where a LimitRange or a quota requires one. A Guaranteed pod needs one: there `none` means `1`",
+        "the CPU limit; set it where a quota requires one. A Guaranteed pod needs one: there `none` means `1`",
     ),
     field(
         "memory-request",
