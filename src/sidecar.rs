@@ -34,6 +34,10 @@ use crate::policy::duration;
 /// The name of our container, and of its TLS port.
 pub const CONTAINER: &str = "callback-guard";
 
+/// The names of our ports.
+const PORT_NAMES: [&str; 2] = [CONTAINER, ADMIN_PORT];
+const ADMIN_PORT: &str = "guard-admin";
+
 /// The label of a pod with a sidecar, behind [`PREFIX`]: version and hash.
 const INJECTED: &str = "injected";
 
@@ -84,8 +88,8 @@ pub enum Injection {
         steps: Vec<Operation>,
         /// Where the app is called.
         upstream: Upstream,
-        /// Where the sidecar listens for callbacks.
-        listen_port: u32,
+        /// The ports of the sidecar: for callbacks, and for its admin pages.
+        ports: [u32; 2],
         /// What is worth a look all the same.
         warnings: Vec<String>,
     },
@@ -129,6 +133,8 @@ pub enum Removal {
 /// Where a setting is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
+    /// The settings of the installation.
+    Installation,
     /// The annotations of the namespace.
     Namespace,
     /// The annotations of the pod.
@@ -167,7 +173,7 @@ pub fn inject(pod: &Value, request: &Request<'_>, installation: &Installation) -
     let ours = ["listen-port", "admin-port"].map(|name| settings.port(name));
     let in_use = pod::containers(pod, &pod::ALL)
         .flat_map(pod::ports)
-        .any(|port| port.name == CONTAINER || port.is_tcp && ours.contains(&port.number));
+        .any(|port| PORT_NAMES.contains(&port.name) || port.is_tcp && ours.contains(&port.number));
     problems.extend(conflicts(pod, &settings, upstream, in_use));
     if !problems.is_empty() {
         return Injection::Refused(problems);
@@ -180,7 +186,7 @@ pub fn inject(pod: &Value, request: &Request<'_>, installation: &Installation) -
         warnings.push(guess(pod));
     }
     let steps = steps(pod, &settings, upstream, installation);
-    Injection::Patch { steps, upstream, listen_port: settings.port("listen-port"), warnings }
+    Injection::Patch { steps, upstream, ports: ours, warnings }
 }
 
 /// Which of the reasons to skip the pod holds, the cheapest first; all but [`Reason::PortInUse`], which depends on
@@ -270,34 +276,79 @@ fn wrong_shapes(pod: &Value) -> Vec<Problem> {
     problems
 }
 
+/// Settings that contradict each other: the row that is at fault, and why.
+fn contradictions(settings: &Settings) -> Vec<(&'static str, String)> {
+    let mut found: Vec<_> = settings
+        .requests_above_limits()
+        .map(|(request, limit)| {
+            (request, format!("is more than {PREFIX}{limit}, which is {}", settings.text(limit)))
+        })
+        .collect();
+    if settings.port("listen-port") == settings.port("admin-port") {
+        let (row, other) = if settings.given("admin-port").is_some() {
+            ("admin-port", "listen-port")
+        } else {
+            ("listen-port", "admin-port")
+        };
+        found.push((row, format!("{PREFIX}{other} is the same")));
+    }
+    let ours = ["listen-port", "admin-port"].map(|name| settings.port(name));
+    if settings.given("upstream-port").is_some() && ours.contains(&settings.port("upstream-port")) {
+        found.push(("upstream-port", OWN_PORT.to_owned()));
+    }
+    found
+}
+
+const OWN_PORT: &str = "must not be a port of the sidecar itself";
+
+/// What in the settings of an installation contradicts itself, so that no pod would get a sidecar: name and message.
+pub fn contradictions_of(installation: &Installation) -> Vec<(&'static str, String)> {
+    let settings = Settings::of(&installation.settings);
+    let message = |(name, why): (&'static str, String)| {
+        (name, format!("Invalid value: {:?}: {}", settings.text(name), why.replace(PREFIX, "")))
+    };
+    contradictions(&settings).into_iter().map(message).collect()
+}
+
+/// The same of a namespace, by its metadata: pointer within the metadata, and message.
+pub fn contradictions_of_namespace(metadata: &Value) -> Vec<(String, String)> {
+    let settings = Settings::read(&BTreeMap::new(), Some(metadata), &Value::Null, &mut Vec::new());
+    let message = |(name, why): (&'static str, String)| {
+        let pointer = Annotation::pointer(name).replacen("/metadata", "", 1);
+        (pointer, format!("Invalid value: {:?}: {why}", settings.text(name)))
+    };
+    contradictions(&settings).into_iter().map(message).collect()
+}
+
 /// Settings that contradict each other, or the pod.
 fn conflicts(pod: &Value, settings: &Settings, upstream: Upstream, in_use: bool) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut conflict = |name: &str, why: String| {
-        let message = format!("Invalid value: {:?}: {why}", settings.text(name));
-        problems.push(Problem::at(Annotation::pointer(name), message));
-    };
-    for (request, limit) in settings.requests_above_limits() {
-        conflict(request, format!("is more than {PREFIX}{limit}, which is {}", settings.text(limit)));
-    }
-    if settings.port("listen-port") == settings.port("admin-port") {
-        conflict("admin-port", format!("{PREFIX}listen-port is the same"));
-    }
+    let mut found = contradictions(settings);
     let grace = pod::grace_seconds(pod);
     if sleep_seconds(settings).is_some_and(|sleep| i64::try_from(sleep).is_ok_and(|sleep| sleep >= grace)) {
         let why = format!("must be shorter than the pod's terminationGracePeriodSeconds, {grace}");
-        conflict("app-pre-stop-sleep", why);
+        found.push(("app-pre-stop-sleep", why));
     }
+    let problem = |(name, why): (&'static str, String)| Problem {
+        layer: settings.layer_of(name),
+        pointer: Annotation::pointer(name),
+        message: format!("Invalid value: {:?}: {why}", settings.text(name)),
+    };
+    let mut problems: Vec<_> = found.into_iter().map(problem).collect();
     let ours = ["listen-port", "admin-port"].map(|name| settings.port(name));
-    let is_set = upstream.known_by == KnownBy::Setting;
     // A pod that declares such a port is skipped.
-    if ours.contains(&upstream.port) && (is_set || !in_use) {
-        let message =
-            format!("Invalid value: \"{}\": must not be a port of the sidecar itself", upstream.port);
+    if ours.contains(&upstream.port) && upstream.known_by != KnownBy::Setting && !in_use {
+        let message = format!("Invalid value: \"{}\": {OWN_PORT}", upstream.port);
         problems.push(Problem::at(Annotation::pointer("upstream-port"), message));
+    }
+    if pod::annotation_bytes(pod) > ANNOTATION_BYTES {
+        let message = format!("Too long: may not be more than {ANNOTATION_BYTES} bytes for an injection");
+        problems.push(Problem::at("/metadata/annotations", message));
     }
     problems
 }
+
+/// Most bytes of annotations before an injection: Kubernetes allows 256 KiB, and an injection adds some.
+const ANNOTATION_BYTES: usize = (256 << 10) - (1 << 10);
 
 /// How long the app's containers are to sleep before they stop, seconds; `None` without the annotation.
 fn sleep_seconds(settings: &Settings) -> Option<u64> {
@@ -388,6 +439,11 @@ fn steps(
     draft.add(Annotation::pointer("injected-hash"), hash.into());
     draft.add(Annotation::pointer("injected-paths"), json!(made).to_string().into());
     draft.steps
+}
+
+/// Whether a step of a patch sets the label of a pod with a sidecar.
+pub fn is_injected_label(step: &Operation) -> bool {
+    step.path() == injected_label()
 }
 
 fn injected_label() -> String {

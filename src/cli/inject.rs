@@ -20,7 +20,7 @@ use crate::policy::spec::{self, Node, Position, Value};
 use crate::sidecar::annotations::{INJECT, PREFIX};
 use crate::sidecar::patch::{Operation, unescaped};
 use crate::sidecar::workload::{self, Workload};
-use crate::sidecar::{self, Injection, Installation, Layer, Notice, Reason, Removal, Request};
+use crate::sidecar::{self, Injection, Installation, Layer, Notice, Problem, Reason, Removal, Request};
 use surroundings::Surroundings;
 
 /// What is to be done with the pods.
@@ -271,7 +271,8 @@ impl Run<'_> {
             let template = shown(workload.pod.strip_prefix(&workload.object).unwrap_or_default());
             for misplaced in misplaced(object, &template) {
                 match misplaced {
-                    Misplaced::Disabled => out = true,
+                    // The pod's own label wins.
+                    Misplaced::Disabled => out = label(pod).is_none(),
                     Misplaced::Warning(warning) => self.note(title, &format!("warning: {warning}")),
                     Misplaced::Problem(pointer, message) => {
                         let pointer = format!("{}{pointer}", workload.object);
@@ -295,13 +296,16 @@ impl Run<'_> {
             sidecar::inject(pod, &request, installation)
         };
         match injection {
-            Injection::Patch { steps, upstream, listen_port, warnings } => {
+            Injection::Patch { mut steps, upstream, ports, warnings } => {
                 self.note(title, &format!("injected; callbacks go to port {} of the app", upstream.port));
                 for warning in warnings {
                     self.note(title, &format!("warning: {warning}"));
                 }
-                for note in surroundings.notes(pod, namespace, upstream, listen_port) {
+                for note in surroundings.notes(pod, namespace, upstream, ports) {
                     self.note(title, &note);
+                }
+                if selects_by_its_labels(object, workload) {
+                    steps.retain(|step| !sidecar::is_injected_label(step));
                 }
                 return steps;
             }
@@ -311,19 +315,54 @@ impl Run<'_> {
                 self.note(title, &text);
             }
             Injection::Refused(problems) => {
-                // Those of the namespace were reported with it, once for all its pods.
-                for problem in problems.into_iter().filter(|problem| problem.layer == Layer::Pod) {
-                    let pointer = format!("{}{}", workload.pod, problem.pointer);
-                    let place = at(position(root, &pointer));
-                    self.problem(
-                        &place,
-                        &format!("{}: {}: {}", workload.title(), shown(&pointer), problem.message),
-                    );
+                for problem in problems {
+                    self.refused(problem, at, root, workload);
                 }
             }
         }
         Vec::new()
     }
+}
+
+impl Run<'_> {
+    /// One problem of a pod.
+    fn refused(
+        &mut self,
+        problem: Problem,
+        at: &dyn Fn(Position) -> String,
+        root: &Node,
+        workload: &Workload,
+    ) {
+        let Problem { layer, pointer, message } = problem;
+        let title = workload.title();
+        match layer {
+            Layer::Pod => {
+                let pointer = format!("{}{pointer}", workload.pod);
+                let place = at(position(root, &pointer));
+                self.problem(&place, &format!("{title}: {}: {message}", shown(&pointer)));
+            }
+            // Reported with the namespace, once for all its pods.
+            Layer::Namespace if self.surroundings.has_problem(workload.namespace.as_deref(), &pointer) => {}
+            Layer::Namespace | Layer::Installation => {
+                let whose =
+                    if layer == Layer::Namespace { "its namespace" } else { "the installation (--set)" };
+                let place = at(position(root, &workload.pod));
+                self.problem(&place, &format!("{title}: {} of {whose}: {message}", shown(&pointer)));
+            }
+        }
+    }
+}
+
+/// Whether the API server makes the selector of this workload from the labels of its template: one more label would then
+/// be part of it, and change with the next version.
+fn selects_by_its_labels(object: &Json, workload: &Workload) -> bool {
+    let selector = object.pointer("/spec/selector").filter(|selector| !selector.is_null());
+    workload.kind == "ReplicationController" && selector.is_none()
+}
+
+/// The label of a pod.
+fn label(pod: &Json) -> Option<&Json> {
+    pod.pointer("/metadata/labels")?.get(format!("{PREFIX}{INJECT}"))
 }
 
 /// A label or annotation of ours on a workload instead of its pod template.

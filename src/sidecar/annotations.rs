@@ -195,21 +195,25 @@ pub fn setting(name: &str) -> Option<&'static Annotation> {
     settings().find(|row| row.name == name)
 }
 
-/// What is set for one sidecar. Every value is one that its row allows.
+/// What is set for one sidecar, each with the layer that sets it. Every value is one that its row allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Settings(BTreeMap<&'static str, String>);
+pub(super) struct Settings(BTreeMap<&'static str, (Layer, String)>);
 
 impl Settings {
+    /// Those of an installation alone, which were checked when they were read.
+    pub(super) fn of(installation: &BTreeMap<&'static str, String>) -> Settings {
+        let set = installation.iter().map(|(name, value)| (*name, (Layer::Installation, value.clone())));
+        Settings(set.collect())
+    }
+
     /// Puts the layers together, the last one on top, and notes everything that is wrong with them.
-    ///
-    /// `installation` was checked when it was read.
     pub(super) fn read(
         installation: &BTreeMap<&'static str, String>,
         namespace: Option<&Value>,
         pod: &Value,
         problems: &mut Vec<Problem>,
     ) -> Settings {
-        let mut found = Settings(installation.clone());
+        let mut found = Settings::of(installation);
         if let Some(metadata) = namespace {
             found.layer(metadata.get("annotations"), Layer::Namespace, problems);
         }
@@ -222,7 +226,7 @@ impl Settings {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             match read(name, value) {
                 Ok((row, text)) => {
-                    self.0.insert(row.name, text);
+                    self.0.insert(row.name, (layer, text));
                 }
                 Err(message) => problems.push(Problem { layer, pointer: Annotation::pointer(name), message }),
             }
@@ -231,7 +235,12 @@ impl Settings {
 
     /// What a layer sets.
     pub(super) fn given(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(|(_, text)| text.as_str())
+    }
+
+    /// The layer that sets a row; without one the pod, where it can be set.
+    pub(super) fn layer_of(&self, name: &str) -> Layer {
+        self.0.get(name).map_or(Layer::Pod, |(layer, _)| *layer)
     }
 
     /// The value in force: what a layer sets, or the default of the table; empty without one.

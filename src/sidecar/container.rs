@@ -6,7 +6,7 @@ use super::annotations::{Effect, Settings, settings};
 use super::kind::NONE;
 use super::pod;
 use super::template::{Node, Part, Values, of, only_if, text, texts};
-use super::{CONTAINER, Upstream};
+use super::{ADMIN_PORT, CONTAINER, Upstream};
 
 const TLS: &str = "callback-guard-tls";
 const POLICY: &str = "callback-guard-policy";
@@ -64,7 +64,7 @@ pub(super) fn container() -> Node {
         ("command", texts(&["/callback-guard"])),
         ("args", Node::List(arguments())),
         ("env", environment()),
-        ("ports", Node::List(vec![port(CONTAINER, "listen"), port("guard-admin", "admin")])),
+        ("ports", Node::List(vec![port(CONTAINER, "listen"), port(ADMIN_PORT, "admin")])),
         // The app starts once the process is up, whether there is a certificate yet or not; readiness waits for it.
         ("startupProbe", probe("/livez", 1, 60)),
         ("readinessProbe", probe("/readyz", 2, 3)),

@@ -22,7 +22,7 @@ const HANDLERS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 pub(super) struct Port<'p> {
     pub(super) name: &'p str,
     pub(super) number: u32,
-    /// Whether it is TCP, which Kubernetes assumes of a port that does not say.
+    /// Whether it is TCP.
     pub(super) is_tcp: bool,
 }
 
@@ -44,9 +44,20 @@ pub(super) fn ports(container: &Value) -> impl Iterator<Item = Port<'_>> {
     let ports = container.get("ports").and_then(Value::as_array);
     ports.into_iter().flatten().filter_map(|port| {
         let number = port.get("containerPort").and_then(Value::as_u64)?;
-        let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
-        Some(Port { name: name(port), number: u32::try_from(number).ok()?, is_tcp: protocol == "TCP" })
+        Some(Port { name: name(port), number: u32::try_from(number).ok()?, is_tcp: is_tcp(port) })
     })
+}
+
+/// Whether a port of a container or of a Service is TCP, which Kubernetes assumes of one that does not say.
+pub(super) fn is_tcp(port: &Value) -> bool {
+    port.get("protocol").and_then(Value::as_str).is_none_or(|protocol| matches!(protocol, "TCP" | ""))
+}
+
+/// The bytes of all annotations, as Kubernetes counts them.
+pub(super) fn annotation_bytes(pod: &Value) -> usize {
+    let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
+    let bytes = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+    annotations.into_iter().flatten().map(bytes).sum()
 }
 
 /// The TCP ports that the app's containers declare, each once.
@@ -55,19 +66,23 @@ pub(super) fn declared_ports(pod: &Value) -> Vec<u32> {
     once(ports.map(|port| port.number).collect())
 }
 
-/// The ports that the probes of the app's containers name, by number or by the name of a port of theirs; each once.
+/// The ports that the probes of the app's containers name, by number or by the name of a TCP port of theirs; each once.
 pub(super) fn probed_ports(pod: &Value) -> Vec<u32> {
     let mut found = Vec::new();
     for container in containers(pod, &APP) {
         let probes = PROBES.iter().filter_map(|probe| container.get(probe));
-        let named = probes.flat_map(|probe| HANDLERS.iter().filter_map(|kind| probe.get(kind)?.get("port")));
+        // A probe of another host says nothing about the app.
+        let here = |handler: &&Value| handler.get("host").and_then(Value::as_str).is_none_or(str::is_empty);
+        let handlers = probes.flat_map(|probe| HANDLERS.iter().filter_map(|kind| probe.get(kind)));
+        let named = handlers.filter(here).filter_map(|handler| handler.get("port"));
         for port in named {
             match port {
                 Value::Number(number) => {
                     found.extend(number.as_u64().and_then(|number| u32::try_from(number).ok()));
                 }
                 Value::String(name) => {
-                    found.extend(ports(container).filter(|port| port.name == name).map(|port| port.number));
+                    let of_name = ports(container).filter(|port| port.is_tcp && port.name == name);
+                    found.extend(of_name.map(|port| port.number));
                 }
                 Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {}
             }
@@ -102,9 +117,7 @@ pub(super) fn resources(pod: &Value) -> Resources {
     }
     let guaranteed = containers(pod, &ALL).all(|container| {
         ["cpu", "memory"].iter().all(|resource| {
-            let of = |part: &str| {
-                container.pointer(&format!("/resources/{part}/{resource}")).filter(|it| !it.is_null())
-            };
+            let of = |part: &str| container.pointer(&format!("/resources/{part}/{resource}"));
             let limit = of("limits").and_then(Quantity::of).filter(|limit| limit.is_positive());
             limit.is_some() && of("requests").is_none_or(|request| Quantity::of(request) == limit)
         })

@@ -20,7 +20,9 @@ impl Quantity {
         match value {
             Value::String(text) => Quantity::parse(text),
             Value::Number(number) => Quantity::parse(&number.to_string()),
-            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+            // Kubernetes reads null as zero here.
+            Value::Null => Some(Quantity(0)),
+            Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
         }
     }
 

@@ -30,6 +30,8 @@ pub enum Reason {
     VolumeInUse,
     /// The pod has no containers.
     NoContainers,
+    /// The pod's annotations leave no room for ours.
+    AnnotationsTooLong,
     /// The label has a value that it cannot have.
     InvalidLabel,
     /// An annotation has a value that it cannot have.
@@ -51,6 +53,8 @@ pub enum Notice {
     UpstreamGuessed,
     /// The label is on the workload, where it has no effect.
     LabelOnWorkload,
+    /// A setting is on the workload, where it has no effect.
+    AnnotationOnWorkload,
     /// The label is an annotation, where it has no effect.
     LabelAsAnnotation,
 }
@@ -75,7 +79,7 @@ const IN_FRONT: &str =
 
 impl Reason {
     /// Every reason, in the order in which they are looked for.
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::NotAsked,
         Reason::Disabled,
         Reason::SystemNamespace,
@@ -88,6 +92,7 @@ impl Reason {
         Reason::PortInUse,
         Reason::VolumeInUse,
         Reason::NoContainers,
+        Reason::AnnotationsTooLong,
         Reason::InvalidLabel,
         Reason::InvalidAnnotation,
         Reason::UnknownAnnotation,
@@ -109,6 +114,7 @@ impl Reason {
             | Reason::PortInUse => true,
             Reason::VolumeInUse
             | Reason::NoContainers
+            | Reason::AnnotationsTooLong
             | Reason::InvalidLabel
             | Reason::InvalidAnnotation
             | Reason::UnknownAnnotation
@@ -165,7 +171,7 @@ impl Reason {
             }
             Reason::PortInUse => words(
                 "port-in-use",
-                "the app declares a TCP port of the sidecar, or a port named callback-guard",
+                "the app declares a TCP port of the sidecar, or a port named callback-guard or guard-admin",
                 "set the annotations callback-guard.io/listen-port and callback-guard.io/admin-port to free ports; rename \
                  the port",
             ),
@@ -177,6 +183,11 @@ impl Reason {
             Reason::NoContainers => {
                 words("no-containers", "the pod has no containers", "add the app's container")
             }
+            Reason::AnnotationsTooLong => words(
+                "annotations-too-long",
+                "the pod has more than 255 KiB of annotations, and Kubernetes allows 256",
+                "remove some",
+            ),
             Reason::InvalidLabel => words(
                 "invalid-label",
                 "the label callback-guard.io/inject has another value than enabled or disabled",
@@ -203,11 +214,12 @@ impl Reason {
 
 impl Notice {
     /// Every notice.
-    pub const ALL: [Notice; 5] = [
+    pub const ALL: [Notice; 6] = [
         Notice::NotApplied,
         Notice::NotFirst,
         Notice::UpstreamGuessed,
         Notice::LabelOnWorkload,
+        Notice::AnnotationOnWorkload,
         Notice::LabelAsAnnotation,
     ];
 
@@ -233,9 +245,15 @@ impl Notice {
             ),
             Notice::LabelOnWorkload => words(
                 "label-on-workload",
-                "the label callback-guard.io/inject has no effect on a workload",
-                "move this label to the pod template, spec.template.metadata.labels (in a CronJob \
+                "the labels callback-guard.io/inject and callback-guard.io/trust have no effect on a workload",
+                "move the label to the pod template, spec.template.metadata.labels (in a CronJob \
                  spec.jobTemplate.spec.template.metadata.labels)",
+            ),
+            Notice::AnnotationOnWorkload => words(
+                "annotation-on-workload",
+                "annotations of callback-guard.io have no effect on a workload",
+                "move them to the pod template, spec.template.metadata.annotations (in a CronJob \
+                 spec.jobTemplate.spec.template.metadata.annotations)",
             ),
             Notice::LabelAsAnnotation => words(
                 "label-as-annotation",

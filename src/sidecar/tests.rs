@@ -121,6 +121,7 @@ fn each_pod_of_the_never_list_is_skipped_by_name_and_its_twin_is_not() {
         ("/spec/containers/0/ports", port(18443, "x"), port(8443, "x"), Reason::PortInUse),
         ("/spec/containers/0/ports", port(19090, "x"), port(9090, "x"), Reason::PortInUse),
         ("/spec/containers/0/ports", port(1, "callback-guard"), port(1, "guard"), Reason::PortInUse),
+        ("/spec/containers/0/ports", port(1, "guard-admin"), port(1, "admin"), Reason::PortInUse),
         ("/spec/initContainers", init("callback-guard"), init("callback"), Reason::AlreadyInjected),
     ] {
         assert_eq!(by_name(&with(pointer, skipped)), Injection::Skipped(reason), "{pointer}");
@@ -254,6 +255,7 @@ fn callbacks_go_to_the_one_port_that_the_pod_declares_or_probes_and_a_guess_is_a
         (declared(&[3000, 8080]), (8080, 1)),
         (two(), (8080, 1)),
         (ports(json!([{"containerPort": 9000, "protocol": "UDP"}])), (8080, 1)),
+        (ports(json!([{"containerPort": 3000, "protocol": ""}])), (3000, 0)),
         (
             ports(
                 json!([{"containerPort": 3000, "protocol": "TCP"}, {"containerPort": 9000, "protocol": "UDP"}]),
@@ -266,6 +268,13 @@ fn callbacks_go_to_the_one_port_that_the_pod_declares_or_probes_and_a_guess_is_a
         (probed(named(), "livenessProbe", "httpGet", json!("web")), (3000, 0)),
         (probed(named(), "livenessProbe", "httpGet", json!("none")), (8080, 1)),
         (probed(declared(&[3000]), "readinessProbe", "httpGet", json!(9100)), (3000, 0)),
+        (
+            with(
+                "/spec/containers/0/readinessProbe",
+                json!({"httpGet": {"port": 9000, "host": "elsewhere"}}),
+            ),
+            (8080, 1),
+        ),
         (
             probed(
                 probed(two(), "livenessProbe", "httpGet", json!(3000)),
@@ -406,7 +415,11 @@ fn a_guaranteed_pod_stays_so_and_another_gets_no_cpu_limit_unasked() {
             })),
             &guaranteed,
         ),
-        // Kubernetes takes a limit of zero for none.
+        // Kubernetes takes a limit of zero for none, and null for zero.
+        (
+            with_resources(json!({"limits": {"cpu": 1, "memory": "1Gi"}, "requests": {"cpu": null}})),
+            &burstable,
+        ),
         (with_resources(json!({"limits": {"cpu": "0", "memory": "1Gi"}})), &burstable),
         (with("/spec/resources", json!({"limits": {"cpu": "1"}})), &Value::Null),
         (with("/spec/resources", json!({})), &burstable),

@@ -147,6 +147,8 @@ fn the_objects_are_there_in_the_order_in_which_they_are_applied() {
         "ValidatingAdmissionPolicyBinding /callback-guard-namespaces",
         "ValidatingAdmissionPolicy /callback-guard-workloads",
         "ValidatingAdmissionPolicyBinding /callback-guard-workloads",
+        "ValidatingAdmissionPolicy /callback-guard-trust",
+        "ValidatingAdmissionPolicyBinding /callback-guard-trust",
         "MutatingAdmissionPolicy /callback-guard-trust",
         "MutatingAdmissionPolicyBinding /callback-guard-trust-pod",
         "MutatingAdmissionPolicyBinding /callback-guard-trust-namespace",
@@ -217,4 +219,28 @@ fn the_hash_of_the_label_is_over_what_a_pod_gets_and_nothing_else() {
         assert_ne!(other, base);
         assert_eq!(hash(&other), hash(&base), "{new}");
     }
+}
+
+#[test]
+fn settings_with_which_no_pod_would_get_a_sidecar_are_refused() {
+    for (settings, wanted) in [
+        (
+            "cpu-request=2,cpu-limit=1",
+            "--set: cpu-request: Invalid value: \"2\": is more than cpu-limit, which is 1",
+        ),
+        (
+            "listen-port=9000,admin-port=9000",
+            "--set: admin-port: Invalid value: \"9000\": listen-port is the same",
+        ),
+        ("listen-port=19090", "--set: listen-port: Invalid value: \"19090\": admin-port is the same"),
+        (
+            "upstream-port=18443",
+            "--set: upstream-port: Invalid value: \"18443\": must not be a port of the sidecar itself",
+        ),
+    ] {
+        for command in ["admission-policy --namespaces a", "inject -f none.yaml"] {
+            Folder::new().run(&format!("{command} --set {settings}")).code(2).err_has(wanted);
+        }
+    }
+    Folder::new().run("admission-policy --namespaces a --set cpu-request=1,cpu-limit=1").code(0);
 }

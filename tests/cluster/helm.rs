@@ -124,6 +124,8 @@ fn sample(name: &str, kind: Kind) -> (&'static str, &'static str) {
     let same = |text| (text, text);
     match kind {
         Kind::Port { .. } if name == "admin-port" => same("9443"),
+        // No port of the sidecar's own.
+        Kind::Port { least: 1 } => same("3000"),
         Kind::Port { .. } => same("8443"),
         Kind::Count { .. } | Kind::CpuOrNone => same("2"),
         Kind::Time { .. } => same("1.5s"),

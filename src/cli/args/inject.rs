@@ -6,7 +6,7 @@ use super::Problems;
 use crate::cli::admission_policy::{AdmissionPolicy, Values};
 use crate::cli::inject::{Manifests, Task};
 use crate::sidecar::annotations::{Kind, PREFIX, setting, settings};
-use crate::sidecar::{Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
+use crate::sidecar::{self, Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
 
 /// The image's name without a flag.
 const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
@@ -135,7 +135,12 @@ impl InstallationArgs {
             }
         }
         let image_pull_secrets = names("--image-pull-secrets", self.image_pull_secrets, problems);
-        Installation { settings, image_pull_secrets, own_namespace: None, namespaces: None }
+        let installation =
+            Installation { settings, image_pull_secrets, own_namespace: None, namespaces: None };
+        for (name, message) in sidecar::contradictions_of(&installation) {
+            problems.add("--set", format!("{name}: {message}"));
+        }
+        installation
     }
 }
 

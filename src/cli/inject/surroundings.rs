@@ -6,8 +6,8 @@ use serde_json::Value as Json;
 
 use crate::sidecar::annotations::{self, INJECT, PREFIX};
 use crate::sidecar::patch::escaped;
-use crate::sidecar::service::Service;
-use crate::sidecar::{Upstream, unsupported_label};
+use crate::sidecar::service::{self, Service};
+use crate::sidecar::{Upstream, contradictions_of_namespace, unsupported_label};
 
 /// The namespaces and Services of a run.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,8 @@ pub(super) struct Surroundings {
     /// The metadata of each namespace.
     namespaces: BTreeMap<String, Json>,
     services: Vec<Service>,
+    /// The annotations of namespaces that are wrong: the namespace, and a pointer within it.
+    wrong: Vec<(String, String)>,
 }
 
 impl Surroundings {
@@ -28,9 +30,17 @@ impl Surroundings {
 
     fn collect(&mut self, object: &Json, at: &str, problems: &mut Vec<(String, String)>) {
         let text = |pointer: &str| object.pointer(pointer).and_then(Json::as_str);
-        if let (Some("List"), Some(Json::Array(items))) = (text("/kind"), object.get("items")) {
+        let list = text("/kind").and_then(|kind| kind.strip_suffix("List"));
+        if let (Some(of), Some(Json::Array(items))) = (list, object.get("items")) {
             for (index, item) in items.iter().enumerate() {
-                self.collect(item, &format!("{at}/items/{index}"), problems);
+                let mut item = item.clone();
+                if let Some(item) = item.as_object_mut().filter(|_| !of.is_empty()) {
+                    // Those of a typed list need not say what they are.
+                    item.entry("kind").or_insert_with(|| of.into());
+                    let version = object.get("apiVersion").cloned().unwrap_or_default();
+                    item.entry("apiVersion").or_insert(version);
+                }
+                self.collect(&item, &format!("{at}/items/{index}"), problems);
             }
         }
         self.services.extend(Service::of(object));
@@ -53,7 +63,18 @@ impl Surroundings {
                 problems.push((format!("{at}/metadata/annotations/{}", escaped(key)), message));
             }
         }
+        let contradictions = contradictions_of_namespace(&metadata);
+        problems.extend(
+            contradictions.into_iter().map(|(pointer, message)| (format!("{at}/metadata{pointer}"), message)),
+        );
+        let of_this = problems.iter().filter_map(|(pointer, _)| pointer.strip_prefix(at));
+        self.wrong.extend(of_this.map(|pointer| (name.to_owned(), pointer.to_owned())));
         self.namespaces.insert(name.to_owned(), metadata);
+    }
+
+    /// Whether this annotation of a namespace was reported with it.
+    pub(super) fn has_problem(&self, namespace: Option<&str>, pointer: &str) -> bool {
+        self.wrong.iter().any(|(name, wrong)| namespace == Some(name) && wrong == pointer)
     }
 
     /// The metadata of a namespace, if a manifest has it.
@@ -61,17 +82,14 @@ impl Surroundings {
         self.namespaces.get(name)
     }
 
-    /// What the Services say about a pod that got the sidecar.
+    /// What the Services say about a pod that got the sidecar with these ports.
     pub(super) fn notes(
         &self,
         pod: &Json,
         namespace: Option<&str>,
         upstream: Upstream,
-        listen_port: u32,
+        ports: [u32; 2],
     ) -> Vec<String> {
-        self.services
-            .iter()
-            .flat_map(|service| service.notes(namespace, pod, upstream, listen_port))
-            .collect()
+        service::notes(&self.services, namespace, pod, upstream, ports)
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::super::CONTAINER;
 use super::super::template::{Node, quoted, text};
 use super::mutation::add;
+use super::variables::is_windows;
 use super::{API, MUTATING, NAME, TRUST, Variables};
 
 /// The ConfigMap with the certificate of the guard's authority, in the namespace of the pods.
@@ -13,12 +14,13 @@ pub const AUTHORITY: &str = "callback-guard-ca";
 /// Its key.
 pub const AUTHORITY_KEY: &str = "ca.crt";
 
-const FOLDER: &str = "/etc/callback-guard/ca";
+/// A folder at the root: a pod that mounts a volume at its parent, or a file into it, could not start.
+const FOLDER: &str = "/callback-guard-ca";
 
 /// The variable that Go's crypto/x509 reads, as OpenSSL does: folders with certificates, in place of the system's folders. The
 /// system's own come first here. The system's bundle, a file, is read in any case.
 const VARIABLE: &str = "SSL_CERT_DIR";
-const FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs:/etc/callback-guard/ca";
+const FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs:/callback-guard-ca";
 
 /// The policy and its two bindings.
 pub(super) fn objects() -> [Value; 3] {
@@ -30,6 +32,7 @@ pub(super) fn objects() -> [Value; 3] {
         "has-volume",
         format!("has(object.spec.volumes) && object.spec.volumes.exists(v, v.name == '{AUTHORITY}')"),
     );
+    variables.add("is-windows", is_windows("object"));
     let policy = json!({
         "apiVersion": API, "kind": MUTATING, "metadata": super::metadata(&name),
         "spec": {
@@ -59,7 +62,7 @@ fn patch() -> String {
     ]);
     let volume = Node::Object(vec![("name", text(AUTHORITY)), ("configMap", optional)]);
     format!(
-        "variables.hasVolume ? [] : (\n(has(object.spec.volumes) ? [] : [{}])\n+ [{}]\n+ {}\n+ {}\n)",
+        "variables.hasVolume || variables.isWindows ? [] : (\n(has(object.spec.volumes) ? [] : [{}])\n+ [{}]\n+ {}\n+ {}\n)",
         add("'/spec/volumes'", "[]"),
         add("'/spec/volumes/-'", &volume.cel("Object.spec.volumes")),
         containers("apps", "containers"),
@@ -67,7 +70,7 @@ fn patch() -> String {
     )
 }
 
-/// The steps for the containers of a list that do not have the variable, nor a mount at the same place.
+/// The steps for the containers of a list that do not have the variable, nor anything at the same place.
 fn containers(variable: &str, list: &str) -> String {
     let kind = format!("Object.spec.{list}");
     let path = |field: &str| format!("'/spec/{list}/' + string(i) + '/{field}'");
@@ -78,10 +81,11 @@ fn containers(variable: &str, list: &str) -> String {
         ("mountPath", text(FOLDER)),
         ("readOnly", Node::Bool(true)),
     ]);
+    let folder = quoted(FOLDER);
     let wanted = format!(
         "c.name != '{CONTAINER}' && !(has(c.env) && c.env.exists(e, e.name == '{VARIABLE}')) && !(has(c.volumeMounts) && \
-         c.volumeMounts.exists(m, m.mountPath == {}))",
-        quoted(FOLDER)
+         c.volumeMounts.exists(m, m.mountPath.startsWith({folder}))) && !(has(c.volumeDevices) && \
+         c.volumeDevices.exists(d, d.devicePath.startsWith({folder})))"
     );
     format!(
         "variables.{variable}.transformList(i, c, {wanted}, {} + [{}] + {} + [{}]).flatten()",

@@ -3,18 +3,18 @@
 use serde_json::{Value, json};
 
 use super::super::annotations::{INJECT, PREFIX};
-use super::super::reason::{Notice, Reason};
+use super::super::reason::Notice;
 use super::super::template::quoted;
-use super::super::{BY_POLICY, CONTAINER, SYSTEM_NAMESPACES};
-use super::variables::{invalid_label, notice};
-use super::{API, NAME, Subject, TRUST, VALIDATING, Variables, markers};
+use super::super::{BY_POLICY, CONTAINER};
+use super::variables::{invalid_label, not_served, notice};
+use super::{API, NAME, Subject, TRUST, VALIDATING, Variables};
 
 /// Longest message, in characters. The API server shows up to 5 KiB, of up to 4 bytes a character.
 const MESSAGE: usize = 1_000;
 
 /// The policies, each with its bindings.
 pub(super) fn objects() -> Vec<Value> {
-    [pods(), namespaces(), workloads()].concat()
+    [pods(), namespaces(), workloads(), trust()].concat()
 }
 
 /// A validation that warns with the texts of a variable, if there are any.
@@ -43,14 +43,16 @@ fn policy(name: &str, rules: Vec<Value>, variables: Variables, validations: Vec<
     })
 }
 
+/// Whether there is a sidecar: another init container of that name would run once, and guard nothing.
+const HAS_SIDECAR: &str = "variables.inits.exists(c, c.name == 'callback-guard' && has(c.restartPolicy) && c.restartPolicy == 'Always')";
+
 /// Why a pod that asked has no sidecar, or what is worth a look at one that has. It sees the final state of a pod.
 fn pods() -> Vec<Value> {
     let mut variables = Variables::of(Subject::Pod);
-    let has_sidecar = format!("variables.inits.exists(c, c.name == '{CONTAINER}')");
     let by_policy = format!(
         "variables.podAnnotations.exists(k, k == '{PREFIX}injected-by' && variables.podAnnotations[k] == '{BY_POLICY}')"
     );
-    variables.add("has-sidecar", has_sidecar);
+    variables.add("has-sidecar", HAS_SIDECAR);
     variables.add(
         "missing",
         format!(
@@ -81,27 +83,18 @@ fn namespaces() -> Vec<Value> {
     let asks = format!(
         "has(object.metadata.labels) && {key} in object.metadata.labels && object.metadata.labels[{key}] == 'enabled'"
     );
-    let reasons = [
-        (Reason::SystemNamespace, format!("object.metadata.name in {}", json!(SYSTEM_NAMESPACES))),
-        (Reason::OwnNamespace, format!("object.metadata.name == '{}'", markers::OWN_NAMESPACE)),
-        (Reason::NamespaceNotListed, "!(object.metadata.name in variables.namespaces)".to_owned()),
-    ];
-    // The first one says enough.
-    let served = reasons.iter().rev().fold("[]".to_owned(), |rest, (reason, holds)| {
-        format!("{holds} ? [{}] : {rest}", quoted(&reason.words().to_string()))
-    });
-    variables.add("served", format!("{asks} ? ({served}) : []"));
-    variables.add(
-        "words",
-        format!(
-            "{} + {} + variables.served + variables.reasons",
-            invalid_label("object", INJECT),
-            invalid_label("object", TRUST)
-        ),
-    );
+    variables.add("served", format!("{asks} ? ({}) : []", not_served("object.metadata.name")));
+    variables
+        .add("words", format!("{} + variables.served + variables.reasons", invalid_label("object", INJECT)));
+    variables.add("trust", invalid_label("object", TRUST));
     let rules = vec![super::rule("", &["namespaces"], &["CREATE", "UPDATE"])];
     vec![
-        policy(&name, rules, variables, vec![warns("words", "no sidecars in this namespace as it is: ")]),
+        policy(
+            &name,
+            rules,
+            variables,
+            vec![warns("words", "no sidecars in this namespace as it is: "), warns("trust", "")],
+        ),
         super::binding(VALIDATING, &name, &name, json!({}), json!({})),
     ]
 }
@@ -110,45 +103,68 @@ fn namespaces() -> Vec<Value> {
 fn workloads() -> Vec<Value> {
     let name = format!("{NAME}-workloads");
     let mut variables = Variables::of(Subject::Workload);
-    let key = quoted(&format!("{PREFIX}{INJECT}"));
-    let within = |map: &str, of: &str| {
-        format!("has({of}.metadata) && has({of}.metadata.{map}) && {key} in {of}.metadata.{map}")
-    };
-    let own_label = within("labels", "object");
-    let template_label = within("labels", "variables.template");
-    variables.add("labeled", template_label);
+    let key = |name: &str| quoted(&format!("{PREFIX}{name}"));
+    let has = |map: &str, of: &str| format!("has({of}.metadata) && has({of}.metadata.{map})");
+    let within =
+        |name: &str, map: &str, of: &str| format!("{} && {} in {of}.metadata.{map}", has(map, of), key(name));
+    variables.add("labeled", within(INJECT, "labels", "variables.template"));
+    let inject = key(INJECT);
     let namespace_asks = format!(
-        "has(namespaceObject.metadata.labels) && {key} in namespaceObject.metadata.labels && \
-         namespaceObject.metadata.labels[{key}] == 'enabled'"
+        "has(namespaceObject.metadata.labels) && {inject} in namespaceObject.metadata.labels && \
+         namespaceObject.metadata.labels[{inject}] == 'enabled'"
     );
     variables.add(
         "asks",
         format!(
-            "variables.labeled ? variables.template.metadata.labels[{key}] != 'disabled' : ({namespace_asks})"
+            "variables.labeled ? variables.template.metadata.labels[{inject}] != 'disabled' : ({namespace_asks})"
         ),
     );
-    variables.add("has-sidecar", format!("variables.inits.exists(c, c.name == '{CONTAINER}')"));
+    variables.add("has-sidecar", HAS_SIDECAR);
+    variables.add("words", "variables.asks && !variables.hasSidecar ? variables.reasons : []");
+    let misplaced = |name: &str| {
+        let in_template = within(name, "labels", "variables.template");
+        format!("({} && !({in_template}))", within(name, "labels", "object"))
+    };
+    let settings = format!(
+        "variables.asks && {} && object.metadata.annotations.exists(k, k.startsWith({}) && k != {inject})",
+        has("annotations", "object"),
+        quoted(PREFIX)
+    );
+    let as_annotation = format!(
+        "({}) || (!variables.asks && {inject} in variables.podAnnotations)",
+        within(INJECT, "annotations", "object")
+    );
     variables.add(
-        "words",
-        format!(
-            "{} + {} + (variables.asks && !variables.hasSidecar ? variables.reasons : [])",
-            notice(&format!("{own_label} && !variables.labeled"), Notice::LabelOnWorkload),
-            notice(
-                &format!(
-                    "({}) || (!variables.asks && {key} in variables.podAnnotations)",
-                    within("annotations", "object")
-                ),
-                Notice::LabelAsAnnotation
-            ),
-        ),
+        "notices",
+        [
+            notice(&format!("{} || {}", misplaced(INJECT), misplaced(TRUST)), Notice::LabelOnWorkload),
+            notice(&settings, Notice::AnnotationOnWorkload),
+            notice(&as_annotation, Notice::LabelAsAnnotation),
+            invalid_label("variables.template", TRUST),
+        ]
+        .join("\n+ "),
     );
     let operations = ["CREATE", "UPDATE"];
     let rules = vec![
         super::rule("apps", &["deployments", "statefulsets", "daemonsets"], &operations),
         super::rule("batch", &["jobs", "cronjobs"], &operations),
     ];
+    let validations = vec![warns("words", "no sidecar in its pods: "), warns("notices", "")];
     vec![
-        policy(&name, rules, variables, vec![warns("words", "no sidecar in its pods: ")]),
+        policy(&name, rules, variables, validations),
         super::binding(VALIDATING, &name, &name, json!({}), json!({})),
+    ]
+}
+
+/// A wrong value of the label that asks for trust, on a pod.
+fn trust() -> Vec<Value> {
+    let name = format!("{NAME}-{TRUST}");
+    let mut variables = Variables::default();
+    variables.add("words", invalid_label("object", TRUST));
+    let rules = vec![super::rule("", &["pods"], &["CREATE"])];
+    let others = super::other_than(TRUST, &["enabled", "disabled"]);
+    vec![
+        policy(&name, rules, variables, vec![warns("words", "")]),
+        super::binding(VALIDATING, &name, &name, json!({}), others),
     ]
 }

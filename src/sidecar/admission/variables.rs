@@ -10,7 +10,9 @@ use super::super::container::{GRACE_RANGE, GUARANTEED_CPU, VOLUMES, condition_th
 use super::super::kind::NONE;
 use super::super::reason::{Notice, Reason};
 use super::super::template::{identifier, quoted, variable};
-use super::super::{CONTAINER, SYSTEM_NAMESPACES, UPSTREAM_PORT, pod};
+use super::super::{
+    ANNOTATION_BYTES, CONTAINER, OWN_PORT, PORT_NAMES, SYSTEM_NAMESPACES, UPSTREAM_PORT, pod,
+};
 use super::markers;
 
 /// What a policy looks at.
@@ -40,7 +42,12 @@ impl Variables {
         match subject {
             Subject::Pod => variables.facts("object"),
             Subject::Workload => variables.facts("variables.template"),
-            Subject::Namespace => variables.add("reasons", "variables.invalid + variables.unknown"),
+            Subject::Namespace => {
+                variables.ports();
+                let found = variables.contradictions();
+                variables.add("conflicts", format!("variables.invalid.size() > 0 ? [] : {found}"));
+                variables.add("reasons", "variables.invalid + variables.unknown + variables.conflicts");
+            }
         }
         variables
     }
@@ -119,11 +126,8 @@ impl Variables {
             );
         }
         let invalid = settings().map(|row| {
-            let (key, value) = (key(row.name), variable(row.name));
-            let layer = format!(
-                "({key} in variables.podAnnotations ? '' : {key} in variables.namespaceAnnotations ? ' of the namespace' : \
-                 ' of the installation')"
-            );
+            let value = variable(row.name);
+            let layer = layer(row.name);
             let message = format!(
                 "{} + {layer} + ': Invalid value: ' + {} + {}",
                 quoted(&format!("{}: {PREFIX}{}", Reason::InvalidAnnotation, row.name)),
@@ -170,12 +174,17 @@ impl Variables {
         );
     }
 
+    /// The ports of the sidecar.
+    fn ports(&mut self) {
+        self.add("listen", "variables.invalid.size() > 0 ? 0 : int(variables.listenPort)");
+        self.add("admin", "variables.invalid.size() > 0 ? 0 : int(variables.adminPort)");
+    }
+
     /// What the expression `of` says about itself as a pod, and whether it gets a sidecar.
     fn facts(&mut self, of: &str) {
         self.add("apps", format!("has({of}.spec.containers) ? {of}.spec.containers : []"));
         self.add("inits", format!("has({of}.spec.initContainers) ? {of}.spec.initContainers : []"));
-        self.add("listen", "variables.invalid.size() > 0 ? 0 : int(variables.listenPort)");
-        self.add("admin", "variables.invalid.size() > 0 ? 0 : int(variables.adminPort)");
+        self.ports();
         let seconds = format!("{of}.spec.terminationGracePeriodSeconds");
         self.add("grace-period", format!("has({seconds}) ? int({seconds}) : {}", pod::GRACE_SECONDS));
         let [least, most] = GRACE_RANGE;
@@ -214,12 +223,21 @@ impl Variables {
             ),
         );
         let probes = ["readinessProbe", "livenessProbe", "startupProbe"].map(|probe| {
+            // A probe of another host says nothing about the app.
             let handlers = ["httpGet", "tcpSocket", "grpc"]
-                .map(|kind| format!("has(c.{probe}.{kind}) ? [c.{probe}.{kind}.port]"))
+                .map(|kind| {
+                    let here = if kind == "grpc" {
+                        String::new()
+                    } else {
+                        format!(" && !has(c.{probe}.{kind}.host)")
+                    };
+                    format!("has(c.{probe}.{kind}){here} ? [c.{probe}.{kind}.port]")
+                })
                 .join(" : ");
             format!("(has(c.{probe}) ? ({handlers} : []) : [])")
         });
-        let by_name = "has(c.ports) ? c.ports.filter(p, has(p.name) && p.name == string(q)).map(p, p.containerPort) : []";
+        let by_name = "has(c.ports) ? c.ports.filter(p, has(p.name) && p.name == string(q) && (PROTOCOL)).map(p, p.containerPort) : []";
+        let by_name = by_name.replace("PROTOCOL", IS_TCP);
         self.add(
             "probe-ports",
             format!(
@@ -289,52 +307,48 @@ impl Variables {
 
     /// The reasons for which `inject -f` skips a pod, and those that are about its shape.
     fn skips(&mut self, of: &str) {
-        let is_windows = |at: &str, key: &str| {
-            let key = quoted(key);
-            format!("({key} in {at} && {at}[{key}] == 'windows')")
-        };
-        let node = format!("{of}.spec.nodeSelector");
-        let windows = format!(
-            "(has({of}.spec.os) && {of}.spec.os.name == 'windows') || (has({node}) && ({} || {}))",
-            is_windows(&node, "kubernetes.io/os"),
-            is_windows(&node, "beta.kubernetes.io/os"),
-        );
         let in_use = format!(
-            "(variables.apps + variables.inits).exists(c, has(c.ports) && c.ports.exists(p, (has(p.name) && p.name == \
-             '{CONTAINER}') || (({IS_TCP}) && (p.containerPort == variables.listen || p.containerPort == \
-             variables.admin))))"
+            "(variables.apps + variables.inits).exists(c, has(c.ports) && c.ports.exists(p, (has(p.name) && p.name in {}) \
+             || (({IS_TCP}) && (p.containerPort == variables.listen || p.containerPort == variables.admin))))",
+            json!(PORT_NAMES)
         );
         self.add("port-in-use", in_use);
         let volumes =
             format!("has({of}.spec.volumes) && {of}.spec.volumes.exists(v, v.name in {})", json!(VOLUMES));
         let reasons = [
-            (Reason::SystemNamespace, format!("request.namespace in {}", json!(SYSTEM_NAMESPACES))),
-            (Reason::OwnNamespace, format!("request.namespace == '{}'", markers::OWN_NAMESPACE)),
-            (Reason::NamespaceNotListed, "!(request.namespace in variables.namespaces)".to_owned()),
             (Reason::MirrorPod, "'kubernetes.io/config.mirror' in variables.podAnnotations".to_owned()),
             (
                 Reason::AlreadyInjected,
                 format!("(variables.apps + variables.inits).exists(c, c.name == '{CONTAINER}')"),
             ),
             (Reason::HostNetwork, format!("has({of}.spec.hostNetwork) && {of}.spec.hostNetwork")),
-            (Reason::Windows, windows),
+            (Reason::Windows, is_windows(of)),
             (Reason::PortInUse, "variables.portInUse".to_owned()),
             (Reason::VolumeInUse, volumes),
             (Reason::NoContainers, "variables.apps.size() == 0".to_owned()),
+            (
+                Reason::AnnotationsTooLong,
+                format!(
+                    "variables.podAnnotations.map(k, bytes(k).size() + \
+                     bytes(string(variables.podAnnotations[k])).size()).sum() > {ANNOTATION_BYTES}"
+                ),
+            ),
         ];
         let reasons = reasons
             .map(|(reason, holds)| format!("({holds} ? [{}] : [])", quoted(&reason.words().to_string())));
-        self.add("skips", format!("{}\n+ {}", reasons.join("\n+ "), invalid_label(of, INJECT)));
+        self.add(
+            "skips",
+            format!(
+                "({})\n+ {}\n+ {}",
+                not_served("request.namespace"),
+                reasons.join("\n+ "),
+                invalid_label(of, INJECT)
+            ),
+        );
     }
 
-    fn conflicts(&mut self) {
-        let conflict = |name: &str, value: &str, why: &str| {
-            format!(
-                "{} + strings.quote({value}) + {}",
-                quoted(&format!("{}: {PREFIX}{name}: Invalid value: ", Reason::Conflict)),
-                quoted(&format!(": {why}"))
-            )
-        };
+    /// Settings that contradict each other.
+    fn contradictions(&self) -> String {
         let above = |resource: &str| {
             let (request, limit) = (format!("{resource}-request"), format!("{resource}-limit"));
             let message =
@@ -346,10 +360,23 @@ impl Variables {
                 variable(&limit)
             )
         };
+        let same =
+            |row: &str, other: &str| conflict(row, &variable(row), &format!("{PREFIX}{other} is the same"));
         let same_port = format!(
-            "(variables.listen == variables.admin ? [{}] : [])",
-            conflict("admin-port", "variables.adminPort", &format!("{PREFIX}listen-port is the same"))
+            "(variables.listen == variables.admin ? [{} ? {} : {}] : [])",
+            is_set("admin-port"),
+            same("admin-port", "listen-port"),
+            same("listen-port", "admin-port")
         );
+        let own_port = format!(
+            "({} && int(variables.upstreamPort) in [variables.listen, variables.admin] ? [{}] : [])",
+            is_set("upstream-port"),
+            conflict("upstream-port", "variables.upstreamPort", OWN_PORT)
+        );
+        format!("{}\n+ {}\n+ {same_port}\n+ {own_port}", above("cpu"), above("memory"))
+    }
+
+    fn conflicts(&mut self) {
         let sleep = format!(
             "(variables.appPreStopSleepSet && variables.sleepSeconds >= variables.gracePeriod ? [{} + \
              string(variables.gracePeriod)] : [])",
@@ -360,23 +387,38 @@ impl Variables {
             )
         );
         let own_port = format!(
-            "(variables.upstream in [variables.listen, variables.admin] && ({} || !variables.portInUse) ? [{}] : [])",
+            "(variables.upstream in [variables.listen, variables.admin] && !{} && !variables.portInUse ? [{}] : [])",
             is_set("upstream-port"),
-            conflict(
-                "upstream-port",
-                "string(variables.upstream)",
-                "must not be a port of the sidecar itself"
-            )
+            conflict("upstream-port", "string(variables.upstream)", OWN_PORT)
         );
+        let found = self.contradictions();
         self.add(
             "conflicts",
-            format!(
-                "variables.invalid.size() > 0 ? [] : {}\n+ {}\n+ {same_port}\n+ {sleep}\n+ {own_port}",
-                above("cpu"),
-                above("memory")
-            ),
+            format!("variables.invalid.size() > 0 ? [] : {found}\n+ {sleep}\n+ {own_port}"),
         );
     }
+}
+
+/// The words for a setting that is valid in itself. `value` is an expression.
+fn conflict(name: &str, value: &str, why: &str) -> String {
+    format!(
+        "{} + {} + ': Invalid value: ' + strings.quote({value}) + {}",
+        quoted(&format!("{}: {PREFIX}{name}", Reason::Conflict)),
+        layer(name),
+        quoted(&format!(": {why}"))
+    )
+}
+
+/// Why a namespace, whose name is an expression, is not served; an empty list if it is. One reason says enough.
+pub(super) fn not_served(name: &str) -> String {
+    let reasons = [
+        (Reason::SystemNamespace, format!("{name} in {}", json!(SYSTEM_NAMESPACES))),
+        (Reason::OwnNamespace, format!("{name} == '{}'", markers::OWN_NAMESPACE)),
+        (Reason::NamespaceNotListed, format!("!({name} in variables.namespaces)")),
+    ];
+    reasons.iter().rev().fold("[]".to_owned(), |rest, (reason, holds)| {
+        format!("{holds} ? [{}] : {rest}", quoted(&reason.words().to_string()))
+    })
 }
 
 /// Whether the port `p` is TCP.
@@ -384,6 +426,29 @@ const IS_TCP: &str = "!has(p.protocol) || p.protocol == 'TCP'";
 
 fn key(name: &str) -> String {
     quoted(&format!("{PREFIX}{name}"))
+}
+
+/// Whether the pod `of` is for Windows nodes.
+pub(super) fn is_windows(of: &str) -> String {
+    let node = format!("{of}.spec.nodeSelector");
+    let selects = ["kubernetes.io/os", "beta.kubernetes.io/os"].map(|key| {
+        let key = quoted(key);
+        format!("({key} in {node} && {node}[{key}] == 'windows')")
+    });
+    format!(
+        "(has({of}.spec.os) && {of}.spec.os.name == 'windows') || (has({node}) && ({}))",
+        selects.join(" || ")
+    )
+}
+
+/// Where a row is set, for a message.
+fn layer(name: &str) -> String {
+    let key = key(name);
+    format!(
+        "({key} in variables.podAnnotations ? '' : {key} in variables.namespaceAnnotations ? ' of the namespace' : {} in \
+         variables.settings ? ' of the installation' : '')",
+        quoted(name)
+    )
 }
 
 /// Whether a layer sets a row.
@@ -401,9 +466,14 @@ fn above(resource: &str) -> String {
     format!("({limit} != '{NONE}' && quantity({request}).isGreaterThan(quantity({limit})))")
 }
 
-/// A value as a message shows it: in quotes, its line breaks escaped, and not longer than is read.
+/// A value as a message shows it: in quotes, and not longer than is read. The API server drops a warning with a control
+/// character.
 pub(super) fn shown(value: &str) -> String {
-    format!("strings.quote({value}.size() > {SHOWN} ? {value}.substring(0, {SHOWN}) + '...' : {value})")
+    format!(
+        "({value}.matches({}) ? 'a text with control characters' : strings.quote({value}.size() > {SHOWN} ? \
+         {value}.substring(0, {SHOWN}) + '...' : {value}))",
+        quoted(r"[\x00-\x1f\x7f-\x{9f}]")
+    )
 }
 
 /// The reason if the object `of` has a label of ours with a value that it cannot have, as a list.

@@ -281,6 +281,7 @@ fn container() -> impl Strategy<Value = Value> {
         (json!("250m"), Value::Null),
         (Value::Null, json!("1.50")),
         (json!("0"), json!("0")),
+        (Value::Null, json!("0")),
     ]);
     let memory = select(vec![
         (Value::Null, Value::Null),
@@ -327,9 +328,10 @@ fn port() -> impl Strategy<Value = Value> {
     let number = prop_oneof![20 => select(vec![3000, 3000, 8080, 9100, 53]), 1 => select(vec![18443, 19090])];
     let name = prop_oneof![
         20 => select(vec![Value::Null, Value::Null, json!("web"), json!("metrics")]),
-        1 => Just(json!("callback-guard")),
+        1 => select(vec![json!("callback-guard"), json!("guard-admin")]),
     ];
-    let protocol = select(vec![Value::Null, Value::Null, json!("TCP"), json!("UDP"), json!("SCTP")]);
+    let protocol =
+        select(vec![Value::Null, Value::Null, json!(""), json!("TCP"), json!("UDP"), json!("SCTP")]);
     (number, name, protocol).prop_map(
         |(number, name, protocol)| json!({"containerPort": number, "name": name, "protocol": protocol}),
     )
@@ -344,6 +346,8 @@ fn probe() -> impl Strategy<Value = (&'static str, Value)> {
         json!({"tcpSocket": {"port": "metrics"}}),
         json!({"grpc": {"port": 4000}}),
         json!({"httpGet": {"port": 8080}}),
+        json!({"httpGet": {"port": 9000, "host": "elsewhere.example"}}),
+        json!({"tcpSocket": {"port": 9000, "host": ""}}),
         json!({"exec": {"command": ["x"]}}),
     ]);
     (kind, handler)

@@ -69,6 +69,13 @@ fn namespaces_that_are_not_served_make_plain_pods_and_their_pods_say_why() {
                 "{namespace}: {made:?}"
             );
             assert!(warnings[0].contains(&format!("{reason}: ")), "{}", warnings[0]);
+            let reasons = ["system-namespace", "own-namespace", "namespace-not-listed"];
+            assert_eq!(
+                reasons.iter().filter(|reason| warnings[0].contains(**reason)).count(),
+                1,
+                "{}",
+                warnings[0]
+            );
             let silent = client.dry_run(namespace, &pod());
             assert_eq!((sidecars(&silent.body), ours(&silent)), (0, vec![]), "nobody asked: {silent:?}");
         }

@@ -231,8 +231,8 @@ fn no_policy_costs_more_than_a_hundredth_of_the_budget_for_a_pod_of_20_container
     ]);
     let costs = cost::cost(&policies, &objects);
     let entries = costs.as_array().expect("a list");
-    // Pods: two mutating policies and a validating one; a workload and a namespace: one each.
-    assert_eq!(entries.len(), 4 * 3 + 2, "{costs:#}");
+    // Pods: two mutating policies and two validating ones; a workload and a namespace: one each.
+    assert_eq!(entries.len(), 4 * 4 + 2, "{costs:#}");
     for entry in entries {
         assert_eq!(entry["compileErrors"], json!([]), "{entry}");
         assert!(entry["error"].as_str().is_none_or(str::is_empty), "{entry}");

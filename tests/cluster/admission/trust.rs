@@ -6,7 +6,7 @@ use super::super::client::{Client, Reply};
 use super::{ours, pod, with_client};
 
 const TRUST: &str = "callback-guard.io/trust";
-const FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs:/etc/callback-guard/ca";
+const FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs:/callback-guard-ca";
 
 /// A pod with an init container, and with this container beside the app.
 fn trusting(more: Value) -> Value {
@@ -26,8 +26,8 @@ fn trust(pod: &Value) -> Vec<(Option<&str>, bool)> {
             env.iter().find(|one| one["name"] == "SSL_CERT_DIR")?["value"].as_str().map(str::to_owned)
         });
         let mounts = container["volumeMounts"].as_array();
-        let mounted = mounts
-            .is_some_and(|mounts| mounts.iter().any(|one| one["mountPath"] == "/etc/callback-guard/ca"));
+        let mounted =
+            mounts.is_some_and(|mounts| mounts.iter().any(|one| one["mountPath"] == "/callback-guard-ca"));
         (value, mounted)
     };
     let found: Vec<_> = containers.into_iter().flatten().flatten().map(of).collect();
@@ -103,11 +103,45 @@ fn a_volume_or_a_mount_that_is_there_already_is_left_alone() {
         taken["spec"]["volumes"] = json!([{"name": "callback-guard-ca", "emptyDir": {}}]);
         let reply = made(client, &namespace, &taken);
         assert!(trust(&reply.body).iter().all(|(value, mounted)| value.is_none() && !mounted), "{reply:?}");
-        let mut mounted = trusting(json!({
-            "name": "other", "image": "x", "volumeMounts": [{"name": "mine", "mountPath": "/etc/callback-guard/ca"}],
+        for path in ["/callback-guard-ca", "/callback-guard-ca/", "/callback-guard-ca/ca.crt"] {
+            let mut mounted = trusting(json!({
+                "name": "other", "image": "x", "volumeMounts": [{"name": "mine", "mountPath": path}],
+            }));
+            mounted["spec"]["volumes"] = json!([{"name": "mine", "emptyDir": {}}]);
+            let reply = made(client, &namespace, &mounted);
+            let [first, app, other] = trust(&reply.body).try_into().expect("three containers");
+            assert_eq!((first, app, other.0), ((Some(FOLDERS), true), (Some(FOLDERS), true), None), "{path}");
+            let mounts = &reply.body["spec"]["containers"][1]["volumeMounts"];
+            assert!(!mounts.to_string().contains("\"callback-guard-ca\""), "{path}: {mounts}");
+        }
+        let mut device = trusting(json!({
+            "name": "other", "image": "x", "volumeDevices": [{"name": "mine", "devicePath": "/callback-guard-ca"}],
         }));
-        mounted["spec"]["volumes"] = json!([{"name": "mine", "emptyDir": {}}]);
-        let reply = made(client, &namespace, &mounted);
-        assert_eq!(trust(&reply.body), [(Some(FOLDERS), true), (Some(FOLDERS), true), (None, true)]);
+        device["spec"]["volumes"] = json!([{"name": "mine", "persistentVolumeClaim": {"claimName": "mine"}}]);
+        let reply = made(client, &namespace, &device);
+        assert_eq!(trust(&reply.body)[2], (None, false), "{reply:?}");
+        let mut windows = trusting(json!({"name": "other", "image": "x"}));
+        windows["spec"]["os"] = json!({"name": "windows"});
+        let reply = made(client, &namespace, &windows);
+        assert!(trust(&reply.body).iter().all(|(value, _)| value.is_none()), "{reply:?}");
+    });
+}
+
+#[test]
+fn another_value_of_the_label_is_one_warning() {
+    with_client(|admission, client| {
+        let namespace = admission.namespace(client, &json!({}), &json!({}));
+        for value in ["true", ""] {
+            let mut pod = pod();
+            pod["metadata"]["labels"] = json!({TRUST: value});
+            let reply = client.dry_run(&namespace, &pod);
+            let warnings = ours(&reply);
+            assert!(reply.is_success() && warnings.len() == 1, "{value:?}: {reply:?}");
+            assert!(
+                warnings[0].contains(&format!("{TRUST}: Unsupported value: {value:?}")),
+                "{}",
+                warnings[0]
+            );
+        }
     });
 }

@@ -40,6 +40,8 @@ fn bad_values(kind: Kind) -> Vec<String> {
     .into_iter()
     .map(str::to_owned)
     .collect();
+    // The API server drops a warning with a control character.
+    values.extend(["a\u{1b}b", "\u{0}", "\u{1}", "\u{7f}", "\u{85}"].map(str::to_owned));
     values.extend([String::new(), "\n".to_owned(), "'\"\\{}' + string(1)".to_owned(), "x".repeat(10_000)]);
     if kind == Kind::Image {
         // Whether a reference is one, the kubelet decides.
@@ -54,6 +56,8 @@ fn fault(reply: &Reply, name: &str, value: &str, wanted: &str) -> Option<String>
     let warnings = ours(reply);
     let plain = reply.is_success() && sidecars(&reply.body) == 0;
     let quoted = format!("{value:?}");
+    let control = value.chars().any(char::is_control);
+    let quoted = if control { "a text with control characters".to_owned() } else { quoted };
     let shown = if value.len() > 60 { &quoted[..61] } else { quoted.as_str() };
     let told = warnings.len() == 1
         && warnings[0].contains(&format!("callback-guard.io/{name}"))
@@ -157,5 +161,73 @@ fn names_that_no_annotation_has_are_all_in_one_warning() {
         let warnings = ours(&reply);
         assert_eq!((sidecars(&reply.body), warnings.len()), (0, 1), "{reply:?}");
         assert!(warnings[0].contains("unknown-annotation: ") && warnings[0].len() < 1_300, "{}", warnings[0]);
+    });
+}
+
+#[test]
+fn a_reason_beside_a_value_with_a_control_character_is_told_too() {
+    with_client(|admission, client| {
+        let namespace = admission.namespace(client, &json!({INJECT: "enabled"}), &json!({}));
+        let mut pod = annotated("workers", "\u{1}");
+        pod["spec"]["hostNetwork"] = true.into();
+        let reply = client.dry_run(&namespace, &pod);
+        let warnings = ours(&reply);
+        assert!(warnings.len() == 1 && warnings[0].contains("host-network: "), "{reply:?}");
+    });
+}
+
+#[test]
+fn annotations_that_leave_no_room_make_a_plain_pod_and_not_a_refused_one() {
+    with_client(|admission, client| {
+        let namespace = admission.namespace(client, &json!({INJECT: "enabled"}), &json!({}));
+        let key = "example.org/large";
+        let with = |bytes: usize| {
+            let mut pod = pod();
+            pod["metadata"]["annotations"] = json!({key: "x".repeat(bytes - key.len())});
+            pod
+        };
+        let most = (256 << 10) - (1 << 10);
+        assert_eq!(sidecars(&client.dry_run(&namespace, &with(most)).body), 1);
+        for bytes in [most + 1, 256 << 10] {
+            let reply = client.dry_run(&namespace, &with(bytes));
+            let warnings = ours(&reply);
+            assert!(
+                reply.is_success() && sidecars(&reply.body) == 0 && warnings.len() == 1,
+                "{}",
+                reply.message()
+            );
+            assert!(warnings[0].contains("annotations-too-long: "), "{}", warnings[0]);
+        }
+    });
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_reported_with_their_layer() {
+    with_client(|admission, client| {
+        let namespace = admission.namespace(client, &json!({INJECT: "enabled"}), &json!({}));
+        let path = format!("/api/v1/namespaces/{namespace}");
+        for (settings, wanted) in [
+            (
+                json!({"cpu-request": "2", "cpu-limit": "100m"}),
+                "conflict: callback-guard.io/cpu-request of the namespace",
+            ),
+            (json!({"listen-port": "19090"}), "conflict: callback-guard.io/listen-port of the namespace"),
+            (json!({"upstream-port": "18443"}), "conflict: callback-guard.io/upstream-port of the namespace"),
+        ] {
+            let names = ["cpu-request", "cpu-limit", "listen-port", "upstream-port"];
+            let annotations: serde_json::Map<_, _> = names
+                .iter()
+                .map(|name| (format!("callback-guard.io/{name}"), settings[name].clone()))
+                .collect();
+            let changed = client.patch(&path, &json!({"metadata": {"annotations": annotations}}));
+            let warnings = ours(&changed);
+            assert!(warnings.len() == 1 && warnings[0].contains(wanted), "{wanted}: {warnings:?}");
+            eventually(wanted, || {
+                let reply = client.dry_run(&namespace, &pod());
+                let warnings = ours(&reply);
+                (sidecars(&reply.body) == 0 && warnings.len() == 1 && warnings[0].contains(wanted))
+                    .then_some(())
+            });
+        }
     });
 }

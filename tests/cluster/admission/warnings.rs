@@ -77,6 +77,14 @@ fn cases() -> Vec<(Value, Option<&'static str>)> {
         (with("/spec/hostNetwork", json!(true)), Some("host-network: ")),
         (with("/spec/containers/0/ports", json!([{"containerPort": 18443}])), Some("port-in-use: ")),
         (with("/spec/containers/0/ports", json!([{"containerPort": 18443, "protocol": "UDP"}])), None),
+        (
+            with("/spec/containers/0/ports", json!([{"containerPort": 1, "name": "guard-admin"}])),
+            Some("port-in-use: "),
+        ),
+        (
+            with("/spec/initContainers", json!([{"name": "callback-guard", "image": "busybox"}])),
+            Some("already-injected: "),
+        ),
     ]
 }
 
@@ -129,6 +137,7 @@ fn a_workload_whose_pods_do_not_ask_or_have_the_sidecar_is_not_warned() {
 fn the_label_on_the_workload_is_pointed_to_its_place() {
     with_client(|admission, client| {
         let plain = admission.namespace(client, &json!({}), &json!({}));
+        let asking = admission.namespace(client, &json!({INJECT: "enabled"}), &json!({}));
         for kind in KINDS {
             for value in ["enabled", "disabled", "true"] {
                 let (path, mut object) = workload(kind, &pod());
@@ -142,6 +151,31 @@ fn the_label_on_the_workload_is_pointed_to_its_place() {
             let warnings = warned(client, &plain, &(path, object));
             assert!(
                 warnings.len() == 1 && warnings[0].contains("label-as-annotation"),
+                "{kind}: {warnings:?}"
+            );
+            // The same where the namespace asks: the pods have the sidecar, and no word says otherwise.
+            let (path, mut object) = workload(kind, &pod());
+            object["metadata"]["labels"] = json!({INJECT: "disabled"});
+            let warnings = warned(client, &asking, &(path, object));
+            let right = warnings.len() == 1
+                && warnings[0].contains("label-on-workload")
+                && !warnings[0].contains("no sidecar");
+            assert!(right, "{kind}: {warnings:?}");
+            for (key, in_namespace, wanted) in [
+                ("callback-guard.io/trust", &plain, "label-on-workload"),
+                ("callback-guard.io/upstream-port", &asking, "annotation-on-workload"),
+            ] {
+                let (path, mut object) = workload(kind, &pod());
+                let map = if wanted.starts_with("label") { "labels" } else { "annotations" };
+                object["metadata"][map] = json!({key: "3000"});
+                let warnings = warned(client, in_namespace, &(path, object));
+                assert!(warnings.len() == 1 && warnings[0].contains(wanted), "{kind} {key}: {warnings:?}");
+            }
+            let mut trusting = pod();
+            trusting["metadata"]["labels"] = json!({"callback-guard.io/trust": "true"});
+            let warnings = warned(client, &plain, &workload(kind, &trusting));
+            assert!(
+                warnings.len() == 1 && warnings[0].contains("trust: Unsupported value"),
                 "{kind}: {warnings:?}"
             );
             // Both places are right: charts label everything alike.
