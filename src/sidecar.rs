@@ -350,10 +350,9 @@ fn conflicts(pod: &Value, settings: &Settings, upstream: Upstream, in_use: bool)
 /// Most bytes of annotations before an injection: Kubernetes allows 256 KiB, and an injection adds some.
 const ANNOTATION_BYTES: usize = (256 << 10) - (1 << 10);
 
-/// How long the app's containers are to sleep before they stop, seconds; `None` without the annotation.
+/// How long the app's containers are to sleep before they stop, seconds; `None`: they are left as they are.
 fn sleep_seconds(settings: &Settings) -> Option<u64> {
-    let text = settings.given("app-pre-stop-sleep")?;
-    duration::parse(text).ok().map(|sleep| sleep.as_secs())
+    duration::parse(settings.text("app-pre-stop-sleep")).ok().map(|sleep| sleep.as_secs())
 }
 
 /// Where the app is called, and whether that is a guess.

@@ -387,7 +387,7 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
          `inject -f` injects every pod of its files, unless it, its workload or its namespace is `disabled`.\n\n\
          ## Annotations\n\n\
          Each can be set on the pod (in a Deployment `spec.template.metadata.annotations`), on its namespace, or for the\n\
-         whole installation with the flag `--set NAME=VALUE`; the pod wins over the namespace, and that over the installation.\n\
+         whole installation with the flag `--set NAME=VALUE`. Annotations of the pod override those of the namespace, which override `--set`.\n\
          `inject -f` knows the annotations of a namespace from a Namespace document in the same run. Values are strings:\n\
          `callback-guard.io/listen-port: \"8443\"`. With an unknown annotation or a value out of its range the policy leaves the\n\
          pod plain and warns; `inject -f` reports an error.\n\n\
@@ -395,13 +395,15 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
     );
     let code = |text: &str| if text.contains('`') { text.to_owned() } else { format!("`{text}`") };
     for row in annotations::settings() {
-        let is_value = row.kind.check(row.default).is_ok() || row.default == "none";
+        let is_value = row.kind.check(row.default).is_ok();
         let default = if is_value { code(row.default) } else { row.default.to_owned() };
         let (name, kind, range) = (row.name, row.kind.name(), row.kind.range());
         writeln!(text, "| `{PREFIX}{name}` | {kind} | {default} | {range} | {} |", row.meaning)
             .expect("a string");
     }
-    text.push_str("\nOnly the injection writes these:\n\n| annotation | meaning |\n|---|---|\n");
+    text.push_str(
+        "\nSet by the injection; do not set them yourself:\n\n| annotation | meaning |\n|---|---|\n",
+    );
     for row in annotations::TABLE.iter().filter(|row| !row.is_setting() && row.name != INJECT) {
         writeln!(text, "| `{PREFIX}{}` | {} |", row.name, row.meaning).expect("a string");
     }
@@ -416,13 +418,22 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
          than the pod's. A LimitRange or quota of the cluster can still refuse a pod: the message of the API server names it.\n\n\
          ## Why a pod has no sidecar\n\n\
          The policy warns with these names, on the pod and, for what a workload can know, on the workload that makes it.\n\
-         `inject -f` skips the pod, or reports an error and prints nothing.\n\n\
-         | name | meaning | what to do | `inject -f` |\n|---|---|---|---|\n",
+         `inject -f` skips the pod, or reports an error and prints nothing. The pods that did not ask, and those that are\n\
+         `disabled`, are not looked at by the policy; `inject -f` knows no list of namespaces.\n\n\
+         | name | meaning | what to do | policy | `inject -f` |\n|---|---|---|---|---|\n",
     );
     for reason in Reason::ALL {
         let words = reason.words();
-        let inject = if reason.is_skipped() { "skips" } else { "error" };
-        writeln!(text, "| `{}` | {} | {} | {inject} |", words.name, words.meaning, words.remedy)
+        let policy = match reason {
+            Reason::NotAsked | Reason::Disabled => "-",
+            _ => "warns",
+        };
+        let inject = match reason {
+            Reason::NotAsked | Reason::OwnNamespace | Reason::NamespaceNotListed => "-",
+            reason if reason.is_skipped() => "skips",
+            _ => "error",
+        };
+        writeln!(text, "| `{}` | {} | {} | {policy} | {inject} |", words.name, words.meaning, words.remedy)
             .expect("a string");
     }
     text.push_str("\nOther warnings:\n\n| name | meaning | what to do |\n|---|---|---|\n");
@@ -430,6 +441,23 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
         writeln!(text, "| `{}` | {} | {} |", words.name, words.meaning, words.remedy).expect("a string");
     }
     generated("docs/annotations.md", &text);
+}
+
+#[test]
+fn the_documents_name_the_kubernetes_that_the_tests_run() {
+    let module = read("tests/cluster/kubernetes/go.mod");
+    let version = module.lines().find_map(|line| line.trim().strip_prefix("require k8s.io/kubernetes v"));
+    let version =
+        version.or_else(|| module.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v")));
+    let version = version.and_then(|rest| rest.split_whitespace().next()).expect("a version in go.mod");
+    for document in ["README.md", "docs/injection.md"] {
+        let text = read(document);
+        for part in [&format!("Tested with Kubernetes {version}"), "1.33 or later", "1.36 or later"] {
+            assert!(text.contains(part), "{document}: {part} is missing");
+        }
+    }
+    // What it describes has no server.
+    assert!(!read("docs/annotations.md").contains("webhook"));
 }
 
 #[test]

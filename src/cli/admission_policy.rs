@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::inject::yaml;
 use crate::sidecar::admission::{self, markers};
-use crate::sidecar::annotations::{Kind, NAME_PATTERN, settings};
+use crate::sidecar::annotations::{Kind, NAME_PATTERN, NAMESPACE_PATTERN, settings};
 use crate::sidecar::{Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
 
 /// What `admission-policy` prints.
@@ -55,6 +55,8 @@ fn head() -> String {
         ("@template-hash@", admission::template_hash()),
         ("@name-pattern@", NAME_PATTERN.to_owned()),
         ("@name-wanted@", Kind::Name.wanted()),
+        ("@namespace-pattern@", NAMESPACE_PATTERN.to_owned()),
+        ("@namespace-wanted@", Kind::Namespace.wanted()),
         ("@policy-configmap-default@", POLICY_CONFIGMAP.to_owned()),
         ("@tls-secret-default@", TLS_SECRET.to_owned()),
         ("@names@", list(&names)),

@@ -59,11 +59,11 @@ enum Typed {
     Uninject(inject::UninjectArgs),
     /// Print the policies that make the API server inject the sidecar, for kubectl apply -f -
     ///
-    /// They need Kubernetes 1.36 or later, and no server of ours. Label a namespace or a pod with
-    /// callback-guard.io/inject: enabled, restart the app, and its pods have the sidecar. Label OpenIM's namespace or pods
-    /// with callback-guard.io/trust: enabled, and they trust the guard's certificates. Also printed: per namespace
-    /// the right of its pods to watch the policy's ConfigMap, and policies that warn why a pod has no sidecar.
-    /// Never apply them with --force: pods created between the deletion and the creation have no sidecar.
+    /// They need Kubernetes 1.36 or later, and no webhook or controller. Label a namespace or a pod with
+    /// callback-guard.io/inject: enabled, restart the app, and new pods get the sidecar. Label OpenIM's namespace or pods
+    /// with callback-guard.io/trust: enabled, and new pods trust the CA in the ConfigMap callback-guard-ca. Also printed: a
+    /// Role per namespace that lets its pods watch the ConfigMap with the policy, and policies that warn why a pod has
+    /// no sidecar. Never apply them with --force, which deletes them first: pods created meanwhile have no sidecar.
     AdmissionPolicy(inject::AdmissionPolicyArgs),
     /// Checks policy files and manifests; prints every problem with its place; exit code 1 when there is one
     Check(CheckArgs),

@@ -10,6 +10,7 @@ mod tree;
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::rc::Rc;
 
 use serde_json::Value as Json;
 
@@ -46,7 +47,7 @@ pub struct Manifests {
 pub fn run(config: &Manifests, stdin: &mut dyn Read, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let mut run = Run {
         task: &config.task,
-        surroundings: Surroundings::default(),
+        surroundings: Rc::default(),
         notes: String::new(),
         problems: String::new(),
     };
@@ -105,7 +106,7 @@ fn join(written: &mut String, text: &str) {
 struct Run<'r> {
     task: &'r Task,
     /// What the manifests say beside the pods.
-    surroundings: Surroundings,
+    surroundings: Rc<Surroundings>,
     /// What became of the pods, a line each.
     notes: String,
     /// What is wrong, a line each.
@@ -136,7 +137,8 @@ impl Run<'_> {
         for (document, place, whole) in placed(file, text) {
             let Some(root) = spec::documents(whole, MANIFESTS).0.into_iter().next() else { continue };
             let Ok(tree) = Tree::of(&root) else { continue };
-            let objects = self.surroundings.add(&tree.to_json());
+            let surroundings = Rc::get_mut(&mut self.surroundings).expect("no pod is being changed yet");
+            let objects = surroundings.add(&tree.to_json());
             for (pointer, message) in objects {
                 let at = position(&root, &pointer);
                 let place = format!("{place}:{}:{}", at.line + document.line - 1, at.column);
@@ -284,7 +286,7 @@ impl Run<'_> {
             }
         }
         let namespace = workload.namespace.as_deref();
-        let surroundings = self.surroundings.clone();
+        let surroundings = Rc::clone(&self.surroundings);
         let request = Request {
             namespace,
             namespace_metadata: namespace.and_then(|name| surroundings.namespace(name)),

@@ -29,7 +29,7 @@ const NAME: &str = "callback-guard";
 /// The label that asks for trust in the guard's authority, behind [`PREFIX`].
 pub const TRUST: &str = "trust";
 
-/// What an installation fills into the objects. Until then a marker stands in its place: a text that no object has
+/// What an installation fills into the objects. Until then a marker is in its place: a text that no object has
 /// otherwise, so that the same objects can be filled by this program or by a chart.
 pub mod markers {
     /// A map of texts: the settings of the installation.

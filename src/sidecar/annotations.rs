@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-pub use super::kind::{Kind, NAME_PATTERN};
+pub use super::kind::{Kind, NAME_PATTERN, NAMESPACE_PATTERN};
 use super::kind::{NONE, mebibytes, milli_cpu};
 use super::patch::escaped;
 use super::{Layer, Problem};
@@ -89,14 +89,15 @@ pub const TABLE: [Annotation; 24] = [
         "policy-configmap",
         Kind::Name,
         "`--policy-configmap`",
-        "the ConfigMap with the policy, in the pod's namespace",
+        "the ConfigMap with the policy, in the pod's namespace. The Role that `admission-policy` prints covers that of the \
+         installation; for another one add a Role, or set `policy-source: volume`",
     ),
     field(
         "policy-source",
         Kind::OneOf(&["watch", "volume"]),
         "watch",
-        "`watch`: the ConfigMap is mounted and watched, and an edit is in force within a second. `volume`: it is only \
-         mounted, an edit takes a minute or so, and the pod gets no token for the API server",
+        "`watch`: the ConfigMap is mounted and watched, and edits apply within a second. `volume`: it is only mounted, edits \
+         apply within two minutes, and the pod gets no token for the API server",
     ),
     field(
         "tls-secret",
@@ -106,7 +107,7 @@ pub const TABLE: [Annotation; 24] = [
     ),
     field(
         "app-pre-stop-sleep",
-        Kind::WholeSeconds { least: 1, most: HOUR },
+        Kind::SecondsOrNone { least: 1, most: HOUR },
         NONE,
         "adds a `preStop.sleep` to the app's containers that have no preStop hook, so that the app still answers while \
          the endpoints change; must be shorter than the pod's grace period",
@@ -159,7 +160,7 @@ pub const TABLE: [Annotation; 24] = [
     flag("drain-timeout", Kind::Time { least: 0, most: HOUR }, "20s", "`proxy --drain-timeout`"),
     record(INJECT, "is a label: set it under `metadata.labels`, to `enabled` or `disabled`"),
     record("injected-version", "the version of callback-guard that injected the sidecar"),
-    record("injected-hash", "a hash of the sidecar's specification; equal sidecars have equal hashes"),
+    record("injected-hash", "the hash that the label `callback-guard.io/injected` has too"),
     record(
         "injected-paths",
         "what the injection added beside the sidecar, for `uninject` (only by `inject -f`)",

@@ -22,7 +22,7 @@ const POLICY_CACHE_FOLDER: &str = "/var/cache/callback-guard";
 const API_TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// 0444: our user is not root, and the volumes are mounted in our container alone.
-const READABLE: i64 = 0o444;
+pub(super) const READABLE: i64 = 0o444;
 
 /// What Kubernetes itself requests: an hour, and the seven seconds by which it tells its own tokens from others.
 const TOKEN_SECONDS: i64 = 3607;

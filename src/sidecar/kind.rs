@@ -27,8 +27,8 @@ pub enum Kind {
         /// The longest, seconds.
         most: u32,
     },
-    /// The same, without a fraction of a second: Kubernetes sleeps whole seconds.
-    WholeSeconds {
+    /// The same, without a fraction of a second, because Kubernetes sleeps whole seconds; or `none`.
+    SecondsOrNone {
         /// The shortest, seconds.
         least: u32,
         /// The longest, seconds.
@@ -38,6 +38,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// The name of an object: a DNS subdomain.
     Name,
+    /// The name of a namespace: a DNS label.
+    Namespace,
     /// The reference of an image.
     Image,
     /// CPU: `250m` or whole cores.
@@ -64,8 +66,11 @@ const DIGITS: usize = 5;
 /// The largest user ID of Linux that Kubernetes accepts.
 const MOST_USER: u32 = i32::MAX as u32;
 const NAME_LENGTH: usize = 253;
+const NAMESPACE_LENGTH: usize = 63;
 /// What [`Kind::Name`] allows, its length aside, as a regular expression that Go and CEL read.
 pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// The pattern of a namespace's name, its length included.
+pub const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$";
 const IMAGE_LENGTH: usize = 512;
 
 /// The duration of an annotation: as in the policy, but with few digits and few parts. CEL's `duration()` fails on an
@@ -80,9 +85,10 @@ impl Kind {
             Kind::Port { .. } => "port",
             Kind::Count { .. } => "whole number",
             Kind::Time { .. } => "duration",
-            Kind::WholeSeconds { .. } => "duration, whole seconds",
+            Kind::SecondsOrNone { .. } => "duration, whole seconds",
             Kind::OneOf(_) => "one of",
             Kind::Name => "name",
+            Kind::Namespace => "name of a namespace",
             Kind::Image => "image",
             Kind::Cpu | Kind::CpuOrNone => "CPU",
             Kind::Memory => "memory",
@@ -97,11 +103,13 @@ impl Kind {
         match self {
             Kind::Port { least } => format!("{least} to 65535"),
             Kind::Count { least, most } => format!("{least} to {most}"),
-            Kind::Time { least, most } | Kind::WholeSeconds { least, most } => {
-                format!("{} to {}", seconds(least), seconds(most))
+            Kind::Time { least, most } => format!("{} to {}", seconds(least), seconds(most)),
+            Kind::SecondsOrNone { least, most } => {
+                format!("{} to {}, or `none`", seconds(least), seconds(most))
             }
             Kind::OneOf(words) => words.join(", "),
             Kind::Name => format!("lower-case letters, digits, `-` and `.`; at most {NAME_LENGTH}"),
+            Kind::Namespace => format!("lower-case letters, digits and `-`; at most {NAMESPACE_LENGTH}"),
             Kind::Image => format!("a reference without spaces; at most {IMAGE_LENGTH} characters"),
             Kind::Cpu => "10m to 64 cores, as `250m` or `2`".to_owned(),
             Kind::CpuOrNone => "10m to 64 cores, as `250m` or `2`, or `none`".to_owned(),
@@ -142,20 +150,12 @@ impl Kind {
             Kind::Port { least } => within(DIGITS, least.into(), 65_535),
             Kind::Count { least, most } => within(DIGITS, least, most),
             Kind::Time { least, most } => time(least, most).is_some(),
-            Kind::WholeSeconds { least, most } => {
-                time(least, most).is_some_and(|time| time.subsec_nanos() == 0)
+            Kind::SecondsOrNone { least, most } => {
+                text == NONE || time(least, most).is_some_and(|time| time.subsec_nanos() == 0)
             }
             Kind::OneOf(words) => words.contains(&text),
-            Kind::Name => {
-                let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-                let part = |part: &str| {
-                    part.bytes().all(inner)
-                        && !part.is_empty()
-                        && !part.starts_with('-')
-                        && !part.ends_with('-')
-                };
-                text.len() <= NAME_LENGTH && text.split('.').all(part)
-            }
+            Kind::Name => text.len() <= NAME_LENGTH && text.split('.').all(is_label),
+            Kind::Namespace => text.len() <= NAMESPACE_LENGTH && is_label(text),
             Kind::Image => {
                 (1..=IMAGE_LENGTH).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
             }
@@ -194,13 +194,14 @@ impl Kind {
             Kind::Port { least } => number(DIGITS, least.into(), 65_535),
             Kind::Count { least, most } => number(DIGITS, least, most),
             Kind::Time { least, most } => time(least, most),
-            Kind::WholeSeconds { least, most } => {
+            Kind::SecondsOrNone { least, most } => {
                 let whole =
                     format!("duration({text}) == duration(string(duration({text}).getSeconds()) + 's')");
-                format!("{} && {whole}", time(least, most))
+                format!("{text} == '{NONE}' || {} && {whole}", time(least, most))
             }
             Kind::OneOf(words) => format!("{text} in {}", serde_json::json!(words)),
             Kind::Name => format!("{text}.size() <= {NAME_LENGTH} && {text}.matches('{NAME_PATTERN}')"),
+            Kind::Namespace => format!("{text}.matches('{NAMESPACE_PATTERN}')"),
             Kind::Image => format!("{text}.size() <= {IMAGE_LENGTH} && {text}.matches('^[!-~]+$')"),
             Kind::Cpu => cpu(),
             Kind::CpuOrNone => format!("{text} == '{NONE}' || {}", cpu()),
@@ -212,6 +213,12 @@ impl Kind {
             Kind::Written => "false".to_owned(),
         }
     }
+}
+
+/// Whether a text is one part of a name; of any length.
+fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    text.bytes().all(inner) && !text.is_empty() && !text.starts_with('-') && !text.ends_with('-')
 }
 
 fn is_digits(text: &str, most: usize) -> bool {
@@ -264,7 +271,7 @@ mod tests {
     #[test]
     fn each_kind_takes_its_values_and_refuses_those_beside_them() {
         let port = Kind::Port { least: 1024 };
-        let whole = Kind::WholeSeconds { least: 1, most: 3600 };
+        let whole = Kind::SecondsOrNone { least: 1, most: 3600 };
         let time = Kind::Time { least: 0, most: 3600 };
         for (kind, good, bad) in [
             (port, &["1024", "08080", "65535"][..], &["1023", "65536", "", "+8080", "8080 ", "008080"][..]),
@@ -274,9 +281,14 @@ mod tests {
                 &["0s", "1h", "1.5s", "1m30s", "250ms", "3600000ms"],
                 &["5", "1h1s", "1d", "-1s", "1.5ms", "3 s"],
             ),
-            (whole, &["1s", "1.5m", "2000ms", "60m"], &["0s", "1.5s", "1500ms", "99999s", "999999999h", ""]),
+            (
+                whole,
+                &["1s", "1.5m", "2000ms", "60m", "none"],
+                &["0s", "1.5s", "1500ms", "99999s", "999999999h", ""],
+            ),
             (Kind::OneOf(&["a", "b"]), &["a", "b"], &["c", "", "A"]),
             (Kind::Name, &["a", "a-b.c0"], &["", "A", "a..b", "-a", "a-", "a_b"]),
+            (Kind::Namespace, &["a", "a-b0"], &["", "a.b", "A", "-a", "a-"]),
             (Kind::Image, &["app:1", "x@sha256:0"], &["", "a b", "\u{fc}", "a\n"]),
             (Kind::Cpu, &["10m", "64", "1"], &["9m", "65", "+2", "1.5", "1e3", "none"]),
             (Kind::CpuOrNone, &["10m", "none"], &["9m", "None", ""]),
@@ -291,6 +303,7 @@ mod tests {
                 assert!(kind.check(text).is_err(), "{kind:?} takes {text:?}");
             }
         }
+        assert!(Kind::Namespace.allows(&"a".repeat(63)) && !Kind::Namespace.allows(&"a".repeat(64)));
         assert!(!time.allows(&"1ms".repeat(11)), "longer than any that a person writes");
     }
 }

@@ -47,6 +47,8 @@ pub enum Reason {
 pub enum Notice {
     /// The policy that adds the sidecar was not applied, and nothing in the pod is the reason.
     NotApplied,
+    /// No container of a pod that asked for it has the authority.
+    NotTrusting,
     /// Another init container starts before the sidecar.
     NotFirst,
     /// Nothing says where the app listens.
@@ -214,8 +216,9 @@ impl Reason {
 
 impl Notice {
     /// Every notice.
-    pub const ALL: [Notice; 6] = [
+    pub const ALL: [Notice; 7] = [
         Notice::NotApplied,
+        Notice::NotTrusting,
         Notice::NotFirst,
         Notice::UpstreamGuessed,
         Notice::LabelOnWorkload,
@@ -232,6 +235,13 @@ impl Notice {
                  something else set the label after it",
                 "apply the output of callback-guard admission-policy again, set the label in the pod template or on the \
                  namespace, and restart the app",
+            ),
+            Notice::NotTrusting => words(
+                "not-trusting",
+                "no container has the guard's CA: each sets SSL_CERT_DIR itself or mounts something at /callback-guard-ca, \
+                 the pod has a volume named callback-guard-ca, is for Windows nodes, or is in kube-system, kube-node-lease \
+                 or the namespace of callback-guard",
+                "remove what is in the way, or remove the label callback-guard.io/trust",
             ),
             Notice::NotFirst => words(
                 "not-first",

@@ -209,6 +209,13 @@ fn only_app_containers_without_a_hook_get_the_sleep_and_only_if_asked() {
     let after = patched(&pod);
     assert_eq!(after["spec"]["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": 5}}}));
     assert_eq!(after["spec"]["containers"][1], two[1]);
+    let namespace = json!({"annotations": {"callback-guard.io/app-pre-stop-sleep": "5s"}});
+    pod["metadata"]["annotations"] = json!({"callback-guard.io/app-pre-stop-sleep": "none"});
+    let Injection::Patch { steps, .. } = inject(&pod, &request(Some(&namespace)), &installation()) else {
+        panic!("none is a value")
+    };
+    assert!(!steps.iter().any(|step| step.path().contains("lifecycle")), "the pod switches it off");
+    pod["metadata"]["annotations"] = json!({"callback-guard.io/app-pre-stop-sleep": "5s"});
     pod["spec"]["terminationGracePeriodSeconds"] = json!(5);
     assert_eq!(
         refused(&pod),
@@ -476,13 +483,13 @@ fn every_mistake_in_the_annotations_is_told_at_once_with_what_is_right() {
         "did you mean \"callback-guard.io/listen-port\"?",
         "Unknown annotation: known under callback-guard.io/ are upstream-port, ",
         "Not allowed: is a label: ",
-        "Not allowed: a hash of the sidecar",
+        "Not allowed: the hash that the label",
         "Invalid value: 9090: must be a string: put it in quotes",
         "Invalid value: \"loud\": must be one of off, error, warn, info, debug",
         "Invalid value: \"0\": must be a whole number, 1 to 64",
         "Invalid value: \"2\": is more than callback-guard.io/cpu-limit, which is 1",
         "Invalid value: \"No_Name\": must be a name, lower-case",
-        "Invalid value: \"1500ms\": must be a duration, whole seconds, 1s to 60m",
+        "Invalid value: \"1500ms\": must be a duration, whole seconds, 1s to 60m, or `none`",
         "\"callback-guard-tls\": the sidecar has a volume of that name",
     ] {
         assert!(found.contains(part), "{part} is not in\n{found}");
@@ -600,9 +607,10 @@ fn every_row_of_the_table_is_in_the_policies_with_its_check_and_its_words() {
     {
         assert!(all[1].contains(&format!("'{reason}: ")), "{reason}");
     }
+    let trust = text("ValidatingAdmissionPolicy", "callback-guard-trust");
     for notice in Notice::ALL {
         let name = format!("'{}: ", notice.words().name);
-        assert!(all.iter().any(|text| text.contains(&name)), "{name}");
+        assert!(all.iter().chain([&trust]).any(|text| text.contains(&name)), "{name}");
     }
 }
 

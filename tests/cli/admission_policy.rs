@@ -60,7 +60,7 @@ fn every_mistake_is_reported_at_once_with_its_flag() {
         ],
         BEHIND,
     )
-    .err_has("--namespaces: Invalid value: \"A/b\": must be a name, ")
+    .err_has("--namespaces: Invalid value: \"A/b\": must be a name of a namespace, ")
     .err_has("--namespaces: \"guard\" is --own-namespace, whose pods never get a sidecar\n")
     .err_has("--namespaces: \"kube-system\": pods there never get a sidecar\n")
     .err_has("--set: \"nothing\" is not NAME=VALUE; the names are upstream-port, ")
@@ -148,7 +148,8 @@ fn the_objects_are_there_in_the_order_in_which_they_are_applied() {
         "ValidatingAdmissionPolicy /callback-guard-workloads",
         "ValidatingAdmissionPolicyBinding /callback-guard-workloads",
         "ValidatingAdmissionPolicy /callback-guard-trust",
-        "ValidatingAdmissionPolicyBinding /callback-guard-trust",
+        "ValidatingAdmissionPolicyBinding /callback-guard-trust-pod",
+        "ValidatingAdmissionPolicyBinding /callback-guard-trust-namespace",
         "MutatingAdmissionPolicy /callback-guard-trust",
         "MutatingAdmissionPolicyBinding /callback-guard-trust-pod",
         "MutatingAdmissionPolicyBinding /callback-guard-trust-namespace",

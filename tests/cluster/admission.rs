@@ -1,7 +1,7 @@
 //! The admission policies on a real API server: what tests of them share.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use callback_guard::sidecar::patch::Operation;
 use callback_guard::sidecar::{self, Injection, Installation, Request};
@@ -20,7 +20,7 @@ mod values;
 mod warnings;
 
 /// How many namespaces the policy of the tests serves; each test takes its own.
-const SERVED: usize = 60;
+const SERVED: usize = 90;
 
 /// The image of the sidecar, which no pod of stage A pulls.
 const IMAGE: &str = "callback-guard:test";
@@ -196,12 +196,6 @@ pub(crate) fn injected(
 
 /// One client for each test: a connection is not shared.
 pub(crate) fn with_client(test: impl FnOnce(&'static Admission, &mut Client)) {
-    // Namespaces and their labels reach the API server's caches in the order in which they were made.
-    static STARTED: Mutex<()> = Mutex::new(());
-    let admission = {
-        let _one_at_a_time = STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        admission()
-    };
-    let Some(admission) = admission else { return };
+    let Some(admission) = admission() else { return };
     test(admission, &mut Client::of(admission.cluster));
 }

@@ -129,7 +129,7 @@ fn sample(name: &str, kind: Kind) -> (&'static str, &'static str) {
         Kind::Port { .. } => same("8443"),
         Kind::Count { .. } | Kind::CpuOrNone => same("2"),
         Kind::Time { .. } => same("1.5s"),
-        Kind::WholeSeconds { .. } => same("5s"),
+        Kind::SecondsOrNone { .. } => same("5s"),
         // YAML reads `off` as false.
         Kind::OneOf(words) if words.contains(&"off") => same("off"),
         Kind::OneOf(words) => same(words.last().expect("a word")),
@@ -141,7 +141,7 @@ fn sample(name: &str, kind: Kind) -> (&'static str, &'static str) {
         Kind::Memory => same("128Mi"),
         // Go prints it as 1.00065e+09.
         Kind::User => same("1000650000"),
-        Kind::Written => panic!("{name} cannot be set"),
+        Kind::Namespace | Kind::Written => panic!("{name} cannot be set"),
     }
 }
 
@@ -357,7 +357,7 @@ fn a_wrong_value_fails_with_its_name_and_what_to_set() {
         (namespaces("[a]"), "namespaces[0]: Invalid value: \"a\": must be an object with a name"),
         (
             namespaces("[{name: a}, {}]"),
-            "namespaces[1].name: Invalid value: \"\": must be a name, lower-case letters",
+            "namespaces[1].name: Invalid value: \"\": must be a name of a namespace, lower-case letters",
         ),
         (namespaces("[{name: A}]"), "namespaces[0].name: Invalid value: \"A\""),
         (namespaces("[{name: \"a'\\n\"}]"), "namespaces[0].name: Invalid value: "),

@@ -9,9 +9,16 @@
 {{- fail (printf "%s: Invalid value: %s: must be a string: put it in quotes" .name (toRawJson .value)) -}}
 {{- end -}}
 {{- end -}}
+{{- define "callback-guard.namespace" -}}
+{{- $name := include "callback-guard.text" . -}}
+{{- if not (regexMatch "@namespace-pattern@" $name) -}}
+{{- fail (printf "%s: Invalid value: %q: @namespace-wanted@" .name $name) -}}
+{{- end -}}
+{{ $name }}
+{{- end -}}
 {{- define "callback-guard.name" -}}
 {{- $name := include "callback-guard.text" . -}}
-{{- if not (regexMatch "@name-pattern@" $name) -}}
+{{- if or (gt (len $name) 253) (not (regexMatch "@name-pattern@" $name)) -}}
 {{- fail (printf "%s: Invalid value: %q: @name-wanted@" .name $name) -}}
 {{- end -}}
 {{ $name }}
@@ -64,7 +71,7 @@
 {{- $path := printf "namespaces[%d]" $index -}}
 {{- if not (kindIs "map" $namespace) }}{{ fail (printf "%s: Invalid value: %s: must be an object with a name" $path (toRawJson $namespace)) }}{{ end -}}
 {{- $path = printf "%s.name" $path -}}
-{{- $name := include "callback-guard.name" (dict "name" $path "value" $namespace.name) -}}
+{{- $name := include "callback-guard.namespace" (dict "name" $path "value" $namespace.name) -}}
 {{- if has $name (list @system-namespaces@) }}{{ fail (printf "%s: %q: pods there never get a sidecar" $path $name) }}{{ end -}}
 {{- if eq $name $.Release.Namespace }}{{ fail (printf "%s: %q is the namespace of this release, whose pods never get a sidecar" $path $name) }}{{ end -}}
 {{- if has $name $namespaces }}{{ fail (printf "%s: %q is listed twice" $path $name) }}{{ end -}}

@@ -134,7 +134,7 @@ impl InstallationArgs {
                 settings.insert(name, value);
             }
         }
-        let image_pull_secrets = names("--image-pull-secrets", self.image_pull_secrets, problems);
+        let image_pull_secrets = names("--image-pull-secrets", Kind::Name, self.image_pull_secrets, problems);
         let installation =
             Installation { settings, image_pull_secrets, own_namespace: None, namespaces: None };
         for (name, message) in sidecar::contradictions_of(&installation) {
@@ -167,11 +167,11 @@ fn read_setting(
     Ok((row.name, value))
 }
 
-/// Reads names of objects; one that is set to nothing is none.
-fn names(flag: &str, texts: Vec<String>, problems: &mut Problems) -> Vec<String> {
+/// Reads names; one that is set to nothing is none.
+fn names(flag: &str, kind: Kind, texts: Vec<String>, problems: &mut Problems) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for text in texts.into_iter().filter(|text| !text.is_empty()) {
-        problems.read(flag, &text, |text| Kind::Name.check(text));
+        problems.read(flag, &text, |text| kind.check(text));
         if !names.contains(&text) {
             names.push(text);
         }
@@ -191,12 +191,13 @@ impl AdmissionPolicyArgs {
     pub(super) fn read(self, problems: &mut Problems) -> Option<AdmissionPolicy> {
         let helm = problems.switch("--helm", &self.helm);
         let has_namespaces = !self.namespaces.is_empty();
-        let namespaces = names("--namespaces", self.namespaces, problems);
+        let namespaces = names("--namespaces", Kind::Namespace, self.namespaces, problems);
         if helm == Some(false) && namespaces.is_empty() {
             problems.add("--namespaces", "is missing");
         }
-        if let Some(own) = &self.own_namespace {
-            problems.read("--own-namespace", own, |text| Kind::Name.check(text));
+        let own_namespace = self.own_namespace.filter(|own| !own.is_empty());
+        if let Some(own) = &own_namespace {
+            problems.read("--own-namespace", own, |text| Kind::Namespace.check(text));
             if namespaces.contains(own) {
                 problems.add(
                     "--namespaces",
@@ -212,7 +213,7 @@ impl AdmissionPolicyArgs {
         let mut installation = self.installation.read(problems);
         if helm? {
             let own = InstallationArgs::is_default(&installation);
-            if has_namespaces || self.own_namespace.is_some() || !own {
+            if has_namespaces || own_namespace.is_some() || !own {
                 problems.add(
                     "--helm",
                     "takes the namespaces and settings from the chart's values: remove the other flags",
@@ -220,7 +221,7 @@ impl AdmissionPolicyArgs {
             }
             return Some(AdmissionPolicy { values: Values::OfChart });
         }
-        installation.own_namespace = self.own_namespace;
+        installation.own_namespace = own_namespace;
         installation.namespaces = Some(namespaces);
         Some(AdmissionPolicy { values: Values::Are(Box::new(installation)) })
     }

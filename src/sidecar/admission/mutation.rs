@@ -48,7 +48,7 @@ fn patch() -> String {
     }
     steps.extend([
         format!(
-            "(!variables.appPreStopSleepSet ? [] : variables.apps.transformList(i, c, !(has(c.lifecycle) && \
+            "(variables.sleepSeconds == 0 ? [] : variables.apps.transformList(i, c, !(has(c.lifecycle) && \
              has(c.lifecycle.preStop)), has(c.lifecycle) ? {} : {}))",
             add(&format!("{container_path} + '/preStop'"), &sleep),
             add(container_path, &format!("Object.spec.containers.lifecycle{{preStop: {sleep}}}")),

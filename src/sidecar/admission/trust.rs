@@ -1,9 +1,10 @@
 //! The policy that makes OpenIM trust the guard's certificates: pods with the label `callback-guard.io/trust: enabled`, or
-//! in a namespace with it, get the authority's certificate, and their Go programs are told where it is.
+//! in a namespace with it, get the authority's certificate, and a variable that makes Go programs read it.
 
 use serde_json::{Value, json};
 
 use super::super::CONTAINER;
+use super::super::container::READABLE;
 use super::super::template::{Node, quoted, text};
 use super::mutation::add;
 use super::variables::is_windows;
@@ -20,7 +21,15 @@ const FOLDER: &str = "/callback-guard-ca";
 /// The variable that Go's crypto/x509 reads, as OpenSSL does: folders with certificates, in place of the system's folders. The
 /// system's own come first here. The system's bundle, a file, is read in any case.
 const VARIABLE: &str = "SSL_CERT_DIR";
-const FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs:/callback-guard-ca";
+const SYSTEM_FOLDERS: &str = "/etc/ssl/certs:/etc/pki/tls/certs";
+
+/// Whether a container of a pod has the authority's certificate.
+pub(super) fn is_there() -> String {
+    format!(
+        "object.spec.containers.exists(c, has(c.volumeMounts) && c.volumeMounts.exists(m, m.name == '{AUTHORITY}' && \
+         m.mountPath == '{FOLDER}'))"
+    )
+}
 
 /// The policy and its two bindings.
 pub(super) fn objects() -> [Value; 3] {
@@ -28,10 +37,15 @@ pub(super) fn objects() -> [Value; 3] {
     let mut variables = Variables::default();
     variables.add("apps", "has(object.spec.containers) ? object.spec.containers : []");
     variables.add("inits", "has(object.spec.initContainers) ? object.spec.initContainers : []");
-    variables.add(
-        "has-volume",
-        format!("has(object.spec.volumes) && object.spec.volumes.exists(v, v.name == '{AUTHORITY}')"),
-    );
+    let ours = format!("has(v.configMap) && has(v.configMap.name) && v.configMap.name == '{AUTHORITY}'");
+    let volume = |which: &str| {
+        format!(
+            "has(object.spec.volumes) && object.spec.volumes.exists(v, v.name == '{AUTHORITY}' && {which})"
+        )
+    };
+    // Ours if the policy is called once more, for a container that came later.
+    variables.add("has-volume", volume(&format!("({ours})")));
+    variables.add("has-other-volume", volume(&format!("!({ours})")));
     variables.add("is-windows", is_windows("object"));
     let policy = json!({
         "apiVersion": API, "kind": MUTATING, "metadata": super::metadata(&name),
@@ -57,12 +71,13 @@ fn patch() -> String {
             "items",
             Node::List(vec![Node::Object(vec![("key", text(AUTHORITY_KEY)), ("path", text(AUTHORITY_KEY))])]),
         ),
-        ("defaultMode", Node::Int(0o444)),
+        ("defaultMode", Node::Int(READABLE)),
         ("optional", Node::Bool(true)),
     ]);
     let volume = Node::Object(vec![("name", text(AUTHORITY)), ("configMap", optional)]);
     format!(
-        "variables.hasVolume || variables.isWindows ? [] : (\n(has(object.spec.volumes) ? [] : [{}])\n+ [{}]\n+ {}\n+ {}\n)",
+        "variables.hasOtherVolume || variables.isWindows ? [] : (\n(has(object.spec.volumes) ? [] : [{}])\n+ \
+         (variables.hasVolume ? [] : [{}])\n+ {}\n+ {}\n)",
         add("'/spec/volumes'", "[]"),
         add("'/spec/volumes/-'", &volume.cel("Object.spec.volumes")),
         containers("apps", "containers"),
@@ -75,17 +90,21 @@ fn containers(variable: &str, list: &str) -> String {
     let kind = format!("Object.spec.{list}");
     let path = |field: &str| format!("'/spec/{list}/' + string(i) + '/{field}'");
     let ensured = |field: &str| format!("(has(c.{field}) ? [] : [{}])", add(&path(field), "[]"));
-    let setting = Node::Object(vec![("name", text(VARIABLE)), ("value", text(FOLDERS))]);
+    let setting =
+        Node::Object(vec![("name", text(VARIABLE)), ("value", text(format!("{SYSTEM_FOLDERS}:{FOLDER}")))]);
     let mount = Node::Object(vec![
         ("name", text(AUTHORITY)),
         ("mountPath", text(FOLDER)),
         ("readOnly", Node::Bool(true)),
     ]);
-    let folder = quoted(FOLDER);
+    let there = |path: &str| {
+        format!("({path} == {} || {path}.startsWith({}))", quoted(FOLDER), quoted(&format!("{FOLDER}/")))
+    };
     let wanted = format!(
         "c.name != '{CONTAINER}' && !(has(c.env) && c.env.exists(e, e.name == '{VARIABLE}')) && !(has(c.volumeMounts) && \
-         c.volumeMounts.exists(m, m.mountPath.startsWith({folder}))) && !(has(c.volumeDevices) && \
-         c.volumeDevices.exists(d, d.devicePath.startsWith({folder})))"
+         c.volumeMounts.exists(m, {})) && !(has(c.volumeDevices) && c.volumeDevices.exists(d, {}))",
+        there("m.mountPath"),
+        there("d.devicePath")
     );
     format!(
         "variables.{variable}.transformList(i, c, {wanted}, {} + [{}] + {} + [{}]).flatten()",

@@ -44,7 +44,11 @@ fn policy(name: &str, rules: Vec<Value>, variables: Variables, validations: Vec<
 }
 
 /// Whether there is a sidecar: another init container of that name would run once, and guard nothing.
-const HAS_SIDECAR: &str = "variables.inits.exists(c, c.name == 'callback-guard' && has(c.restartPolicy) && c.restartPolicy == 'Always')";
+fn has_sidecar() -> String {
+    format!(
+        "variables.inits.exists(c, c.name == '{CONTAINER}' && has(c.restartPolicy) && c.restartPolicy == 'Always')"
+    )
+}
 
 /// Why a pod that asked has no sidecar, or what is worth a look at one that has. It sees the final state of a pod.
 fn pods() -> Vec<Value> {
@@ -52,7 +56,7 @@ fn pods() -> Vec<Value> {
     let by_policy = format!(
         "variables.podAnnotations.exists(k, k == '{PREFIX}injected-by' && variables.podAnnotations[k] == '{BY_POLICY}')"
     );
-    variables.add("has-sidecar", HAS_SIDECAR);
+    variables.add("has-sidecar", has_sidecar());
     variables.add(
         "missing",
         format!(
@@ -119,7 +123,7 @@ fn workloads() -> Vec<Value> {
             "variables.labeled ? variables.template.metadata.labels[{inject}] != 'disabled' : ({namespace_asks})"
         ),
     );
-    variables.add("has-sidecar", HAS_SIDECAR);
+    variables.add("has-sidecar", has_sidecar());
     variables.add("words", "variables.asks && !variables.hasSidecar ? variables.reasons : []");
     let misplaced = |name: &str| {
         let in_template = within(name, "labels", "variables.template");
@@ -156,15 +160,15 @@ fn workloads() -> Vec<Value> {
     ]
 }
 
-/// A wrong value of the label that asks for trust, on a pod.
+/// Why a pod that asked for trust has none. It sees the final state of a pod.
 fn trust() -> Vec<Value> {
     let name = format!("{NAME}-{TRUST}");
     let mut variables = Variables::default();
-    variables.add("words", invalid_label("object", TRUST));
+    variables.add("invalid", invalid_label("object", TRUST));
+    let missing = notice(&format!("!{}", super::trust::is_there()), Notice::NotTrusting);
+    variables.add("words", format!("variables.invalid.size() > 0 ? variables.invalid : {missing}"));
     let rules = vec![super::rule("", &["pods"], &["CREATE"])];
-    let others = super::other_than(TRUST, &["enabled", "disabled"]);
-    vec![
-        policy(&name, rules, variables, vec![warns("words", "")]),
-        super::binding(VALIDATING, &name, &name, json!({}), others),
-    ]
+    let asking = super::other_than(TRUST, &["disabled"]);
+    let [of_pods, of_namespaces] = super::bindings(VALIDATING, &name, TRUST, asking);
+    vec![policy(&name, rules, variables, vec![warns("words", "")]), of_pods, of_namespaces]
 }

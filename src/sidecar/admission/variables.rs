@@ -205,8 +205,10 @@ impl Variables {
         self.add("user", "variables.fixedUser ? int(variables.runAsUser) : 0");
         self.add(
             "sleep-seconds",
-            "variables.invalid.size() > 0 || !variables.appPreStopSleepSet ? 0 : \
-             duration(variables.appPreStopSleep).getSeconds()",
+            format!(
+                "variables.invalid.size() > 0 || variables.appPreStopSleep == '{NONE}' ? 0 : \
+                 duration(variables.appPreStopSleep).getSeconds()"
+            ),
         );
         self.skips(of);
         self.conflicts();
@@ -378,7 +380,7 @@ impl Variables {
 
     fn conflicts(&mut self) {
         let sleep = format!(
-            "(variables.appPreStopSleepSet && variables.sleepSeconds >= variables.gracePeriod ? [{} + \
+            "(variables.sleepSeconds > 0 && variables.sleepSeconds >= variables.gracePeriod ? [{} + \
              string(variables.gracePeriod)] : [])",
             conflict(
                 "app-pre-stop-sleep",

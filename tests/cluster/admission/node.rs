@@ -38,6 +38,8 @@ fn a_label_guards_an_unchanged_app_and_openim_trusts_by_a_label_and_without_labe
     shop.roll_out(&unchanged(&shop));
     assert!(shop.pods().iter().all(|pod| sidecars(pod) == 0), "nobody asked yet");
 
+    // The rights are those that are printed.
+    cluster.kubectl(&["-n", shop.name(), "delete", "role,rolebinding", "callback-guard"]);
     let _policies = cluster.apply_until_dropped(&policies(shop.name(), &image));
     label(&shop, &format!("{INJECT}=enabled"));
     // The image runs as any user, as OpenShift picks one.
@@ -49,6 +51,7 @@ fn a_label_guards_an_unchanged_app_and_openim_trusts_by_a_label_and_without_labe
     the_sidecar_starts_first_and_the_app_is_unchanged(&shop);
     // Only the app allows: every fallback of this policy denies.
     shop.wait_for("allowed");
+    the_printed_role_lets_the_sidecar_watch(&shop);
     a_cron_jobs_pod_has_the_sidecar_and_completes(&shop);
     openim_in_a_pod_trusts_by_a_label(&shop);
 
@@ -117,6 +120,23 @@ fn the_sidecar_starts_first_and_the_app_is_unchanged(shop: &Shop<'_>) {
     }
 }
 
+/// The mounted ConfigMap would do as well, minutes later: the guard says where its policy is from.
+fn the_printed_role_lets_the_sidecar_watch(shop: &Shop<'_>) {
+    shop.patch(&deny(5200, ""));
+    for pod in shop.pod_names() {
+        eventually("the policy by the watch", || {
+            let log = shop.cluster.log(shop.name(), &pod, "callback-guard");
+            let by_watch =
+                |text: &str| text.contains("A policy is in force") && text.contains("\"configmap\"");
+            (log.iter().filter(|line| by_watch(&line.text)).count() >= 2).then_some(())
+        });
+    }
+    shop.behave("delay=5s");
+    shop.wait_for("denied 5200");
+    shop.behave("delay=0s");
+    shop.wait_for("allowed");
+}
+
 /// A CronJob that nobody changed.
 const CRON_JOB: &str = r#"
 apiVersion: batch/v1
@@ -142,10 +162,11 @@ spec:
 
 fn a_cron_jobs_pod_has_the_sidecar_and_completes(shop: &Shop<'_>) {
     shop.cluster.apply(&CRON_JOB.replace("NAMESPACE", shop.name()));
-    let pod = eventually("the pod of a CronJob", || {
-        let pods = shop.cluster.pods(shop.name(), "app=bill");
-        pods.into_iter().find(|pod| pod["status"]["phase"] == "Succeeded")
-    });
+    // Its minute comes within one; what follows is waited for on its own.
+    let begun = || shop.cluster.pods(shop.name(), "app=bill").pop();
+    eventually("the pod of a CronJob", begun);
+    let pod =
+        eventually("the end of its job", || begun().filter(|pod| pod["status"]["phase"] == "Succeeded"));
     assert!(has_sidecar(&pod), "{pod}");
     shop.cluster.kubectl(&["-n", shop.name(), "delete", "cronjob", "bill"]);
 }

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::super::client::Client;
 use super::super::cluster::{Cluster, PATIENCE, Stage, busy, can_hold, eventually};
-use super::{INJECT, has_sidecar, ours, pod, printed, sidecars};
+use super::equality::{Fate, Pair, both};
+use super::{INJECT, has_sidecar, installation, ours, pod, printed, sidecars};
 
 /// How long pods are created.
 const LASTS: Duration = Duration::from_secs(120);
@@ -30,10 +31,37 @@ fn every_pod_has_one_sidecar_while_the_api_server_restarts_and_the_policy_is_edi
     let mut client = Client::of(&cluster);
     eventually("the policy", || has_sidecar(&client.dry_run("storm", &pod()).body).then_some(()));
 
+    let (created, naked, edits) = storm(&cluster);
+    eprintln!("{created} pods created, {naked} of them without exactly one sidecar, {edits} edits");
+    assert!(created > 1_000 && edits > 10, "{created} pods, {edits} edits");
+    assert_eq!(naked, 0, "of {created}");
+    // What was created while the answer was lost is among these.
+    let inits = cluster.kubectl(&[
+        "-n",
+        "storm",
+        "get",
+        "pods",
+        "-o",
+        "jsonpath={range .items[*]}{.spec.initContainers[*].name}{\"\\n\"}{end}",
+    ]);
+    let wrong: Vec<_> = inits.lines().filter(|names| *names != "callback-guard").collect();
+    assert!(
+        inits.lines().count() >= created && wrong.is_empty(),
+        "{} of {}",
+        wrong.len(),
+        inits.lines().count()
+    );
+    settings_of_an_installation_and_its_pull_secrets_are_the_same_by_both_ways(&cluster);
+    without_the_policy_a_pod_is_plain_and_says_so(&cluster);
+}
+
+/// Creates pods while the API server restarts twice and the policies are edited: how many, how many of them without
+/// exactly one sidecar, and how many edits.
+fn storm(cluster: &Cluster) -> (usize, usize, usize) {
     let over = AtomicBool::new(false);
     let (created, naked) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let create = || {
-        let mut client = Client::of(&cluster);
+        let mut client = Client::of(cluster);
         let mut named = pod();
         named["metadata"] = json!({"generateName": "app-"});
         let body = named.to_string();
@@ -43,6 +71,9 @@ fn every_pod_has_one_sidecar_while_the_api_server_restarts_and_the_policy_is_edi
                 Ok(reply) if reply.is_success() => {
                     created.fetch_add(1, Ordering::Relaxed);
                     naked.fetch_add(usize::from(sidecars(&reply.body) != 1), Ordering::Relaxed);
+                }
+                Ok(reply) if reply.body.to_string().contains("callback-guard") => {
+                    panic!("refused because of a policy: {reply:?}")
                 }
                 // A server that is not there creates nothing; it is asked again.
                 Ok(_) | Err(_) => thread::yield_now(),
@@ -57,7 +88,7 @@ fn every_pod_has_one_sidecar_while_the_api_server_restarts_and_the_policy_is_edi
             if over.load(Ordering::Relaxed) {
                 return;
             }
-            edits.fetch_add(usize::from(edit(&cluster, round).is_ok()), Ordering::Relaxed);
+            edits.fetch_add(usize::from(edit(cluster, round).is_ok()), Ordering::Relaxed);
         }
     };
     thread::scope(|scope| {
@@ -78,18 +109,46 @@ fn every_pod_has_one_sidecar_while_the_api_server_restarts_and_the_policy_is_edi
         eventually_or_over(began + LASTS, &over);
         over.store(true, Ordering::Relaxed);
     });
-    let (created, naked, edits) = (created.into_inner(), naked.into_inner(), edits.into_inner());
-    eprintln!("{created} pods created, {naked} of them without exactly one sidecar, {edits} edits");
-    assert!(created > 1_000 && edits > 10, "{created} pods, {edits} edits");
-    assert_eq!(naked, 0, "of {created}");
-    // What was created while the answer was lost is among these.
-    let count = |selector: &str| {
-        let names = cluster.kubectl(&["-n", "storm", "get", "pods", "-l", selector, "-o", "name"]);
-        names.lines().count()
-    };
-    assert_eq!(count("!callback-guard.io/injected"), 0);
-    assert!(count("callback-guard.io/injected") >= created);
-    without_the_policy_a_pod_is_plain_and_says_so(&cluster);
+    (created.into_inner(), naked.into_inner(), edits.into_inner())
+}
+
+/// Here, because the policies of the shared server are those of an installation without settings.
+fn settings_of_an_installation_and_its_pull_secrets_are_the_same_by_both_ways(cluster: &Cluster) {
+    let flags = "run-as-user=none,workers=3,cpu-limit=500m,log-level=warn";
+    let policies = printed(&["storm".to_owned()], &["--set", flags, "--image-pull-secrets", "a,b"]);
+    cluster.try_apply(&policies, &["--server-side", "--force-conflicts"]).expect("applied");
+    cluster.kubectl(&["create", "namespace", "plain"]);
+    cluster.kubectl(&["-n", "plain", "create", "serviceaccount", "default"]);
+    let mut installation = installation();
+    for (name, value) in flags.split(',').filter_map(|flag| flag.split_once('=')) {
+        let row = callback_guard::sidecar::annotations::setting(name).expect("a row of the table");
+        installation.settings.insert(row.name, value.to_owned());
+    }
+    installation.image_pull_secrets = vec!["a".to_owned(), "b".to_owned()];
+    let mut client = Client::of(cluster);
+    let pair = Pair { asking: "storm".to_owned(), plain: "plain".to_owned(), metadata: json!({}) };
+    eventually("the settings and the namespace", || {
+        let made = client.dry_run("storm", &pod()).body.to_string();
+        (made.contains("--workers=3") && client.dry_run("plain", &pod()).is_success()).then_some(())
+    });
+    let mut of_pod = super::annotated("workers", "4");
+    of_pod["spec"]["imagePullSecrets"] = json!([{"name": "b"}, {"name": "mine"}]);
+    for (pod, workers) in [(pod(), "--workers=3"), (of_pod, "--workers=4")] {
+        assert_eq!(both(&mut client, &pair, &pod, &installation), Ok(Fate::Injected), "{pod}");
+        let made = client.dry_run("storm", &pod).body;
+        assert!(made.to_string().contains(workers), "{made}");
+        let secrets = made["spec"]["imagePullSecrets"].to_string();
+        assert!(secrets.contains("\"a\"") && secrets.matches("\"b\"").count() == 1, "{secrets}");
+    }
+    // Those of the service account come first, and stay.
+    let account = json!({"imagePullSecrets": [{"name": "of-account"}]});
+    assert!(client.patch("/api/v1/namespaces/storm/serviceaccounts/default", &account).is_success());
+    let made = eventually("the secrets of the service account", || {
+        let made = client.dry_run("storm", &pod()).body;
+        made["spec"]["imagePullSecrets"].to_string().contains("of-account").then_some(made)
+    });
+    let wanted = json!([{"name": "of-account"}, {"name": "a"}, {"name": "b"}]);
+    assert_eq!(made["spec"]["imagePullSecrets"], wanted);
 }
 
 fn without_the_policy_a_pod_is_plain_and_says_so(cluster: &Cluster) {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::client::{Client, Reply};
+use super::super::webhook::{Webhook, first_init_container};
 use super::{ours, pod, with_client};
 
 const TRUST: &str = "callback-guard.io/trust";
@@ -39,6 +40,15 @@ fn made(client: &mut Client, namespace: &str, pod: &Value) -> Reply {
     assert!(made.is_success(), "{made:?}");
     assert_eq!(ours(&made), [""; 0], "{made:?}");
     made
+}
+
+/// The same for a pod that asked, and has a reason to be left alone.
+fn left_alone(client: &mut Client, namespace: &str, pod: &Value) {
+    let made = client.dry_run(namespace, pod);
+    let warnings = ours(&made);
+    assert!(made.is_success() && warnings.len() == 1, "{made:?}");
+    assert!(warnings[0].contains("not-trusting: "), "{warnings:?}");
+    assert!(trust(&made.body).iter().all(|(value, mounted)| value.is_none() && !mounted), "{made:?}");
 }
 
 #[test]
@@ -96,13 +106,33 @@ fn a_pod_with_both_labels_has_the_sidecar_and_the_app_trusts_and_the_sidecar_doe
 }
 
 #[test]
+fn a_container_that_another_webhook_adds_has_the_authority_too() {
+    with_client(|admission, client| {
+        let namespace = admission.namespace(client, &json!({TRUST: "enabled"}), &json!({}));
+        let webhook = Webhook::start(admission.cluster.host(), first_init_container);
+        let name = format!("trust-{namespace}");
+        let configured = webhook.configure(&name, &namespace, "Never", admission.cluster);
+        let reply = made(client, &namespace, &pod());
+        assert_eq!(reply.body["spec"]["initContainers"][0]["name"], "first", "{reply:?}");
+        assert_eq!(trust(&reply.body), [(Some(FOLDERS), true), (Some(FOLDERS), true)], "{reply:?}");
+        let volumes = reply.body["spec"]["volumes"].as_array().expect("volumes");
+        assert_eq!(
+            volumes.iter().filter(|volume| volume["name"] == "callback-guard-ca").count(),
+            1,
+            "{volumes:?}"
+        );
+        drop(configured);
+    });
+}
+
+#[test]
 fn a_volume_or_a_mount_that_is_there_already_is_left_alone() {
     with_client(|admission, client| {
+        admission.prepare(client, "kube-node-lease", &json!({}), &json!({}));
         let namespace = admission.namespace(client, &json!({}), &json!({}));
         let mut taken = trusting(json!({"name": "other", "image": "x"}));
         taken["spec"]["volumes"] = json!([{"name": "callback-guard-ca", "emptyDir": {}}]);
-        let reply = made(client, &namespace, &taken);
-        assert!(trust(&reply.body).iter().all(|(value, mounted)| value.is_none() && !mounted), "{reply:?}");
+        left_alone(client, &namespace, &taken);
         for path in ["/callback-guard-ca", "/callback-guard-ca/", "/callback-guard-ca/ca.crt"] {
             let mut mounted = trusting(json!({
                 "name": "other", "image": "x", "volumeMounts": [{"name": "mine", "mountPath": path}],
@@ -122,8 +152,17 @@ fn a_volume_or_a_mount_that_is_there_already_is_left_alone() {
         assert_eq!(trust(&reply.body)[2], (None, false), "{reply:?}");
         let mut windows = trusting(json!({"name": "other", "image": "x"}));
         windows["spec"]["os"] = json!({"name": "windows"});
-        let reply = made(client, &namespace, &windows);
-        assert!(trust(&reply.body).iter().all(|(value, _)| value.is_none()), "{reply:?}");
+        left_alone(client, &namespace, &windows);
+        let mut alone = pod();
+        alone["metadata"]["labels"] = json!({TRUST: "enabled"});
+        left_alone(client, "kube-node-lease", &alone);
+        // A name that only begins like the folder's is another place.
+        let mut near = trusting(json!({
+            "name": "other", "image": "x", "volumeMounts": [{"name": "mine", "mountPath": "/callback-guard-cache"}],
+        }));
+        near["spec"]["volumes"] = json!([{"name": "mine", "emptyDir": {}}]);
+        let reply = made(client, &namespace, &near);
+        assert_eq!(trust(&reply.body)[2], (Some(FOLDERS), true), "{reply:?}");
     });
 }
 

@@ -27,9 +27,10 @@ fn bad_values(kind: Kind) -> Vec<String> {
                 "1.5ms",
             ]
         }
-        Kind::WholeSeconds { .. } => vec!["5", "0s", "1.5s", "1500ms", "2h", "99999999s", "-1s", "40s"],
+        Kind::SecondsOrNone { .. } => vec!["5", "0s", "1.5s", "1500ms", "2h", "99999999s", "-1s", "40s"],
         Kind::OneOf(_) => vec!["Path", "both"],
         Kind::Name => vec!["A", "a..b", "-a", "a_b", "a/b"],
+        Kind::Namespace => vec!["a.b"],
         Kind::Image => vec!["a b", "\u{fc}", "a\nb"],
         Kind::Cpu => vec!["9m", "65", "1.5", "100M", "+2", "none"],
         Kind::CpuOrNone => vec!["9m", "65", "1e3", "None", "0"],
@@ -108,7 +109,9 @@ fn every_bad_value_of_a_namespace_makes_its_pods_plain_with_one_warning_and_is_r
             let reply = client.patch(&path, &json!({"metadata": {"annotations": {&key: value}}}));
             // Only a pod knows its grace period.
             let conflict = wanted == "must be shorter";
-            let told = ours(&reply).iter().any(|warning| warning.contains(&key) && warning.contains(&wanted));
+            // The API server judges a patch once more if it began with an old object: the last warning is the new one's.
+            let last = ours(&reply).pop().unwrap_or_default();
+            let told = last.contains(&key) && last.contains(&wanted);
             assert!(reply.is_success() && (told || conflict), "{name}={value:?}: {reply:?}");
             let mut last = None;
             eventually(&format!("a warning about {name}={value:?}"), || {
@@ -221,7 +224,7 @@ fn settings_that_contradict_each_other_are_reported_with_their_layer() {
                 .collect();
             let changed = client.patch(&path, &json!({"metadata": {"annotations": annotations}}));
             let warnings = ours(&changed);
-            assert!(warnings.len() == 1 && warnings[0].contains(wanted), "{wanted}: {warnings:?}");
+            assert!(warnings.last().is_some_and(|last| last.contains(wanted)), "{wanted}: {warnings:?}");
             eventually(wanted, || {
                 let reply = client.dry_run(&namespace, &pod());
                 let warnings = ours(&reply);

@@ -65,7 +65,7 @@ fn cases() -> Vec<(Value, Option<&'static str>)> {
     };
     vec![
         (pod(), None),
-        // Advice is not for every `kubectl apply`: a guess is told with the pod.
+        // Advice is not for every `kubectl apply`: a guess is reported with the pod.
         (with("/spec/containers/0/ports", json!([])), None),
         (annotation("callback-guard.io/workers", "2"), None),
         (annotation("callback-guard.io/workers", "0"), Some("invalid-annotation: callback-guard.io/workers")),
