@@ -424,15 +424,12 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
     );
     for reason in Reason::ALL {
         let words = reason.words();
-        let policy = match reason {
-            Reason::NotAsked | Reason::Disabled => "-",
-            _ => "warns",
-        };
-        let inject = match reason {
-            Reason::NotAsked | Reason::OwnNamespace | Reason::NamespaceNotListed => "-",
-            reason if reason.is_skipped() => "skips",
-            _ => "error",
-        };
+        let never_asked = [Reason::NotAsked, Reason::Disabled].contains(&reason);
+        let policy = if never_asked { "-" } else { "warns" };
+        let not_known =
+            [Reason::NotAsked, Reason::OwnNamespace, Reason::NamespaceNotListed].contains(&reason);
+        let fate = if reason.is_skipped() { "skips" } else { "error" };
+        let inject = if not_known { "-" } else { fate };
         writeln!(text, "| `{}` | {} | {} | {policy} | {inject} |", words.name, words.meaning, words.remedy)
             .expect("a string");
     }
