@@ -35,7 +35,9 @@ pub fn run(arguments: &[OsString]) -> u8 {
         Ok(Command::Inject(config)) => {
             inject::run(&config, &mut io::stdin(), &mut io::stdout(), &mut io::stderr())
         }
-        Ok(Command::AdmissionPolicy(config)) => admission_policy::run(&config, &mut io::stdout()),
+        Ok(Command::AdmissionPolicy(config)) => {
+            admission_policy::run(&config, &mut io::stdout(), &mut io::stderr())
+        }
         Ok(Command::Check { files, format }) => {
             let (mut stdin, mut out, mut err) = (io::stdin(), io::stdout(), io::stderr());
             check::run(&files, format, &mut stdin, &mut out, &mut err, SystemTime::now())

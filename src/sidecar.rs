@@ -49,6 +49,8 @@ const PULL_SECRETS: &str = "/spec/imagePullSecrets";
 /// Where the app is called if nothing in the pod says it.
 const UPSTREAM_PORT: u32 = 8080;
 
+/// The image, if an installation does not name another.
+pub const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
 /// The ConfigMap with the policy, if an installation does not name another.
 pub const POLICY_CONFIGMAP: &str = "callback-guard-policy";
 /// The Secret with the certificate, if an installation does not name another.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::inject::yaml;
 use crate::sidecar::admission::{self, markers};
 use crate::sidecar::annotations::{Kind, NAME_PATTERN, NAMESPACE_PATTERN, settings};
-use crate::sidecar::{Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
+use crate::sidecar::{IMAGE, Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
 
 /// What `admission-policy` prints.
 #[derive(Clone, Debug)]
@@ -25,13 +25,25 @@ pub enum Values {
     OfChart,
 }
 
-/// Prints the objects, and returns the exit code: 1 if they could not be written.
-pub fn run(config: &AdmissionPolicy, out: &mut dyn Write) -> u8 {
+/// Prints the objects to `out`, and what to look at to `err`. Returns the exit code: 1 if they could not be written.
+pub fn run(config: &AdmissionPolicy, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let text = match &config.values {
-        Values::Are(installation) => documents(&admission::objects(installation)),
+        Values::Are(installation) => {
+            if let Some(warning) = default_image(installation) {
+                // Nothing depends on it.
+                let _ = writeln!(err, "{warning}");
+            }
+            documents(&admission::objects(installation))
+        }
         Values::OfChart => chart(),
     };
     u8::from(out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err()) * super::PROBLEM
+}
+
+/// What to say of an image that no flag names: nodes can pull it only if somebody has put it there.
+pub(super) fn default_image(installation: &Installation) -> Option<String> {
+    let image = installation.settings.get("image").filter(|image| *image == IMAGE)?;
+    Some(format!("--image: warning: {image} is the default: set it to the image that your nodes can pull"))
 }
 
 /// Objects as a stream of YAML.

@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 
 use self::documents::Document;
 use self::tree::Tree;
+use super::admission_policy::default_image;
 use super::check::{self, MANIFESTS};
 use crate::policy::spec::{self, Node, Position, Value};
 use crate::sidecar::annotations::{INJECT, PREFIX};
@@ -124,6 +125,10 @@ impl Run<'_> {
 
     /// What to say about the flags themselves.
     fn installation(&mut self, installation: &Installation) {
+        if let Some(warning) = default_image(installation) {
+            self.notes.push_str(&warning);
+            self.notes.push('\n');
+        }
         if !installation.image_pull_secrets.is_empty() {
             self.note(
                 "--image-pull-secrets",

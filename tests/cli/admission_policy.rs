@@ -8,8 +8,7 @@ use crate::program::Folder;
 const BEHIND: &str = "\nFor the flags and their defaults: callback-guard admission-policy --help\n";
 
 /// A command line that is right.
-const GOOD: &str =
-    "admission-policy --namespaces a,b --own-namespace guard --set run-as-user=none --image-pull-secrets p";
+const GOOD: &str = "admission-policy --namespaces a,b --own-namespace guard --image guard:1 --set run-as-user=none --image-pull-secrets p";
 
 fn printed(line: &str) -> String {
     Folder::new().run(line).code(0).err("").out
@@ -201,7 +200,7 @@ fn the_output_is_the_same_each_time() {
         assert_eq!(printed(line), printed(line));
     }
     // The order of the flags has no meaning, and neither have a name that comes twice and the prefix of an annotation.
-    let other = "admission-policy --image-pull-secrets p,p --set callback-guard.io/run-as-user=none --own-namespace guard \
+    let other = "admission-policy --image-pull-secrets p,p --image guard:1 --set callback-guard.io/run-as-user=none --own-namespace guard \
                  --namespaces a --namespaces b,a";
     assert_eq!(printed(GOOD), printed(other));
 }
@@ -209,12 +208,11 @@ fn the_output_is_the_same_each_time() {
 #[test]
 fn the_hash_of_the_label_is_over_what_a_pod_gets_and_nothing_else() {
     let base = printed(GOOD);
-    for more in
-        ["--set workers=2", "--set log-level=info", "--image a:1", "--tls-secret a", "--policy-configmap a"]
-    {
+    for more in ["--set workers=2", "--set log-level=info", "--tls-secret a", "--policy-configmap a"] {
         assert_ne!(hash(&printed(&format!("{GOOD} {more}"))), hash(&base), "{more}");
     }
     assert_ne!(hash(&printed(&format!("{GOOD},q"))), hash(&base), "another pull secret");
+    assert_ne!(hash(&printed(&GOOD.replace("guard:1", "guard:2"))), hash(&base), "another image");
     for (old, new) in [("a,b", "a,b,c"), ("a,b", "c"), ("--own-namespace guard", "--own-namespace other")] {
         let other = printed(&GOOD.replace(old, new));
         assert_ne!(other, base);
@@ -244,4 +242,12 @@ fn settings_with_which_no_pod_would_get_a_sidecar_are_refused() {
         }
     }
     Folder::new().run("admission-policy --namespaces a --set cpu-request=1,cpu-limit=1").code(0);
+}
+
+#[test]
+fn the_default_image_is_a_warning_and_another_is_none() {
+    let warning = "--image: warning: callback-guard:";
+    Folder::new().run("admission-policy --namespaces a").code(0).err_has(warning);
+    Folder::new().run("admission-policy --namespaces a --image registry.example/guard:1").code(0).err("");
+    Folder::new().run("admission-policy --helm").code(0).err("");
 }

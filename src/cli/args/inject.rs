@@ -6,10 +6,7 @@ use super::Problems;
 use crate::cli::admission_policy::{AdmissionPolicy, Values};
 use crate::cli::inject::{Manifests, Task};
 use crate::sidecar::annotations::{Kind, PREFIX, setting, settings};
-use crate::sidecar::{self, Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
-
-/// The image's name without a flag.
-const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
+use crate::sidecar::{self, IMAGE, Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
 
 /// What holds for all pods of an installation, as typed.
 #[derive(Debug, clap::Args)]
