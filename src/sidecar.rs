@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use annotations::{Annotation, INJECT, PREFIX, Settings};
+use annotations::{Annotation, INJECT, PREFIX, Settings, label_pointer};
 use patch::{Draft, Operation};
 pub use reason::{Notice, Reason, Words};
 
@@ -68,6 +68,15 @@ pub struct Installation {
     pub own_namespace: Option<String>,
     /// The namespaces that are served; `None`: all.
     pub namespaces: Option<Vec<String>>,
+}
+
+impl Installation {
+    /// One with this image, and the program's defaults for everything else.
+    pub fn of_image(image: &str) -> Installation {
+        let settings = [("image", image), ("policy-configmap", POLICY_CONFIGMAP), ("tls-secret", TLS_SECRET)];
+        let settings = settings.map(|(name, value)| (name, value.to_owned())).into();
+        Installation { settings, ..Installation::default() }
+    }
 }
 
 /// Who asks for the injection of a pod.
@@ -203,8 +212,7 @@ fn skip(pod: &Value, request: &Request<'_>, installation: &Installation) -> Resu
         (Some(Some("enabled")), _) => true,
         (Some(_), _) => {
             let found = label.map(Value::to_string).unwrap_or_default();
-            let pointer = format!("/metadata/labels/{}", patch::escaped(&key));
-            return Err(Problem::at(pointer, unsupported_label(&found)));
+            return Err(Problem::at(label_pointer(INJECT), unsupported_label(&found)));
         }
         (None, Some("disabled")) if request.by_name => return Ok(Some(Reason::Disabled)),
         (None, of_namespace) => request.by_name || of_namespace == Some("enabled"),
@@ -435,7 +443,7 @@ fn steps(
             made.push(format!("{PULL_SECRETS}/{secret}"));
         }
     }
-    draft.add(injected_label(), format!("{}-{hash}", label_version()).into());
+    draft.add(label_pointer(INJECTED), format!("{}-{hash}", label_version()).into());
     draft.add(Annotation::pointer("injected-version"), env!("CARGO_PKG_VERSION").into());
     draft.add(Annotation::pointer("injected-hash"), hash.into());
     draft.add(Annotation::pointer("injected-paths"), json!(made).to_string().into());
@@ -444,11 +452,7 @@ fn steps(
 
 /// Whether a step of a patch sets the label of a pod with a sidecar.
 pub fn is_injected_label(step: &Operation) -> bool {
-    step.path() == injected_label()
-}
-
-fn injected_label() -> String {
-    format!("/metadata/labels/{}", patch::escaped(&format!("{PREFIX}{INJECTED}")))
+    step.path() == label_pointer(INJECTED)
 }
 
 /// The version as a label may have it.
@@ -479,7 +483,7 @@ pub fn uninject(pod: &Value) -> Removal {
     for (index, _) in pod::volumes_of_ours(pod).rev() {
         draft.remove(format!("/spec/volumes/{index}"));
     }
-    draft.remove(injected_label());
+    draft.remove(label_pointer(INJECTED));
     for name in ["injected-version", "injected-hash", "injected-paths"] {
         draft.remove(Annotation::pointer(name));
     }

@@ -788,17 +788,9 @@ fn pod() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-fn installation() -> Installation {
-    let settings = [("image", "guard:1"), ("policy-configmap", "policy"), ("tls-secret", "tls")];
-    Installation {
-        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
-        ..Installation::default()
-    }
-}
-
 fn injection(pod: &serde_json::Value) -> Injection {
     let request = sidecar::Request { by_name: true, ..sidecar::Request::default() };
-    sidecar::inject(pod, &request, &installation())
+    sidecar::inject(pod, &request, &Installation::of_image("guard:1"))
 }
 
 fn manifests(task: Task, text: &str) -> Result<String, String> {
@@ -843,8 +835,8 @@ proptest! {
         pod["kind"] = "Pod".into();
         // Behind a marker it is YAML, and comes out as YAML.
         for text in [pod.to_string(), format!("---\n{pod}")] {
-            let Ok(once) = manifests(Task::Inject(installation()), &text) else { continue };
-            prop_assert_eq!(manifests(Task::Inject(installation()), &once), Ok(once.clone()));
+            let Ok(once) = manifests(Task::Inject(Installation::of_image("guard:1")), &text) else { continue };
+            prop_assert_eq!(manifests(Task::Inject(Installation::of_image("guard:1")), &once), Ok(once.clone()));
             let back = manifests(Task::Uninject, &once).map_err(TestCaseError::fail)?;
             let read: serde_json::Value = serde_saphyr::from_str(&back).map_err(|error| TestCaseError::fail(format!("{error}: {back}")))?;
             prop_assert_eq!(&read, &pod, "{}", back);
@@ -866,7 +858,7 @@ fn the_generators_reach_pods_of_every_fate() {
     let counts = counted(pod(), |mut pod| {
         pod["apiVersion"] = "v1".into();
         pod["kind"] = "Pod".into();
-        let written = manifests(Task::Inject(installation()), &format!("---\n{pod}"));
+        let written = manifests(Task::Inject(Installation::of_image("guard:1")), &format!("---\n{pod}"));
         let refused = matches!(injection(&pod), Injection::Refused(_));
         vec![
             if written.is_ok() {

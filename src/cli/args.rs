@@ -56,7 +56,7 @@ enum Typed {
     /// Remove the sidecar from the pods of manifests
     ///
     /// The manifests are again what they were before `inject`; what others have added since then stays.
-    Uninject(inject::UninjectArgs),
+    Uninject(inject::FilesArgs),
     /// Print the policies that make the API server inject the sidecar, for kubectl apply -f -
     ///
     /// They need Kubernetes 1.36 or later, and no webhook or controller. Label a namespace or a pod with
@@ -287,7 +287,7 @@ impl Typed {
             Typed::Inject(typed) => typed.read(problems).map(Command::Inject),
             Typed::AdmissionPolicy(typed) => typed.read(problems).map(Command::AdmissionPolicy),
             Typed::Uninject(typed) => {
-                let files = problems.required_list("--filename", typed.files)?;
+                let files = typed.read(problems)?;
                 Some(Command::Inject(Manifests { files, task: Task::Uninject }))
             }
             Typed::Demo(typed) => {

@@ -19,11 +19,11 @@ use self::tree::Tree;
 use super::admission_policy::default_image;
 use super::check::{self, MANIFESTS};
 use crate::policy::spec::{self, Node, Position, Value};
-use crate::sidecar::annotations::{INJECT, PREFIX};
+use crate::sidecar::annotations::{Annotation, INJECT, PREFIX, label_pointer};
 use crate::sidecar::patch::{Operation, unescaped};
 use crate::sidecar::workload::{self, Workload};
 use crate::sidecar::{self, Injection, Installation, Layer, Notice, Problem, Reason, Removal, Request};
-use surroundings::Surroundings;
+use surroundings::{Surroundings, is_of_interest};
 
 /// What is to be done with the pods.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ pub fn run(config: &Manifests, stdin: &mut dyn Read, out: &mut dyn Write, err: &
     }
     if let Task::Inject(installation) = &config.task {
         run.installation(installation);
-        // A pod may stand before its namespace and its Service.
+        // A pod may come before its namespace and its Service.
         for (file, text) in &texts {
             run.look_around(file, text);
         }
@@ -141,7 +141,8 @@ impl Run<'_> {
     fn look_around(&mut self, file: &str, text: &str) {
         for (document, place, whole) in placed(file, text) {
             let Some(root) = spec::documents(whole, MANIFESTS).0.into_iter().next() else { continue };
-            let Ok(tree) = Tree::of(&root) else { continue };
+            let kind = root.get("kind").and_then(|kind| kind.scalar()).unwrap_or_default();
+            let Some(tree) = is_of_interest(kind).then(|| Tree::of(&root).ok()).flatten() else { continue };
             let surroundings = Rc::get_mut(&mut self.surroundings).expect("no pod is being changed yet");
             let objects = surroundings.add(&tree.to_json());
             for (pointer, message) in objects {
@@ -387,9 +388,6 @@ fn misplaced(workload: &Json, template: &str) -> Vec<Misplaced> {
         let map = workload.get("metadata").and_then(|metadata| metadata.get(map)).and_then(Json::as_object);
         map.into_iter().flatten()
     };
-    let pointer = |map: &str, name: &str| {
-        format!("/metadata/{map}/{}", sidecar::patch::escaped(&format!("{PREFIX}{name}")))
-    };
     let mut found = Vec::new();
     for (key, value) in of_workload("labels").filter(|(key, _)| key.strip_prefix(PREFIX) == Some(INJECT)) {
         found.push(match value.as_str() {
@@ -397,9 +395,7 @@ fn misplaced(workload: &Json, template: &str) -> Vec<Misplaced> {
             Some("enabled") => Misplaced::Warning(format!(
                 "{key} has no effect here: it belongs under {template}.metadata.labels"
             )),
-            _ => {
-                Misplaced::Problem(pointer("labels", INJECT), sidecar::unsupported_label(&value.to_string()))
-            }
+            _ => Misplaced::Problem(label_pointer(INJECT), sidecar::unsupported_label(&value.to_string())),
         });
     }
     for (key, _) in of_workload("annotations") {
@@ -407,7 +403,7 @@ fn misplaced(workload: &Json, template: &str) -> Vec<Misplaced> {
         found.push(if name == INJECT {
             let words = Notice::LabelAsAnnotation.words();
             let text = format!("Not allowed: {}, under {template}.metadata.labels", words.remedy);
-            Misplaced::Problem(pointer("annotations", name), text)
+            Misplaced::Problem(Annotation::pointer(name), text)
         } else {
             Misplaced::Warning(format!(
                 "{key} has no effect here: it belongs under {template}.metadata.annotations"

@@ -204,6 +204,23 @@ fn bindings(kind: &str, policy: &str, label: &str, pods: Value) -> [Value; 2] {
     [binding("pod", json!({}), pods), binding("namespace", enabled(label), without(label))]
 }
 
+/// A policy that changes pods when they are created, and its two bindings. If it fails, the pod is created as it was: a pod
+/// without a change is better than no pod.
+fn mutating(name: &str, label: &str, variables: &Variables, patch: &str) -> [Value; 3] {
+    let policy = json!({
+        "apiVersion": API, "kind": MUTATING, "metadata": metadata(name),
+        "spec": {
+            "failurePolicy": "Ignore",
+            "reinvocationPolicy": "IfNeeded",
+            "matchConstraints": constraints(vec![rule("", &["pods"], &["CREATE"])], all_but_system()),
+            "variables": variables.json(),
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
+        },
+    });
+    let [of_pods, of_namespaces] = bindings(MUTATING, name, label, enabled(label));
+    [policy, of_pods, of_namespaces]
+}
+
 const MUTATING: &str = "MutatingAdmissionPolicy";
 const VALIDATING: &str = "ValidatingAdmissionPolicy";
 

@@ -180,10 +180,15 @@ impl Annotation {
         if is_value { self.default } else { NOT_SET }
     }
 
-    /// JSON pointer to it within a pod.
-    pub(super) fn pointer(name: &str) -> String {
+    /// JSON pointer to it within an object.
+    pub fn pointer(name: &str) -> String {
         format!("/metadata/annotations/{}", escaped(&format!("{PREFIX}{name}")))
     }
+}
+
+/// JSON pointer to a label of ours within an object.
+pub fn label_pointer(name: &str) -> String {
+    format!("/metadata/labels/{}", escaped(&format!("{PREFIX}{name}")))
 }
 
 /// The rows that can be set.

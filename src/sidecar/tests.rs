@@ -4,15 +4,9 @@ use super::patch::Operation;
 use super::*;
 
 fn installation() -> Installation {
-    let settings = [
-        ("image", "callback-guard:1"),
-        ("policy-configmap", "callback-guard-policy"),
-        ("tls-secret", "callback-guard-tls"),
-    ];
     Installation {
-        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
         own_namespace: Some("callback-guard".to_owned()),
-        ..Installation::default()
+        ..Installation::of_image("callback-guard:1")
     }
 }
 

@@ -47,15 +47,7 @@ pub(crate) fn printed(namespaces: &[String], flags: &[&str]) -> String {
 
 /// The same installation for `inject`.
 pub(crate) fn installation() -> Installation {
-    let settings = [
-        ("image", IMAGE),
-        ("policy-configmap", "callback-guard-policy"),
-        ("tls-secret", "callback-guard-tls"),
-    ];
-    Installation {
-        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
-        ..Installation::default()
-    }
+    Installation::of_image(IMAGE)
 }
 
 /// The policies in force on the shared cluster of stage A; `None` if this machine cannot hold one.

@@ -53,9 +53,9 @@ struct InstallationArgs {
     image_pull_secrets: Vec<String>,
 }
 
-/// `inject` as typed.
+/// The files of `inject` and `uninject` as typed; all of `uninject`.
 #[derive(Debug, clap::Args)]
-pub(super) struct InjectArgs {
+pub(super) struct FilesArgs {
     /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated, or hold
     /// several with commas
     #[arg(
@@ -68,25 +68,15 @@ pub(super) struct InjectArgs {
         required = true
     )]
     files: Vec<String>,
-    #[command(flatten)]
-    installation: InstallationArgs,
 }
 
-/// `uninject` as typed.
+/// `inject` as typed.
 #[derive(Debug, clap::Args)]
-pub(super) struct UninjectArgs {
-    /// Manifests as YAML or JSON, several documents and lists included; `-` is standard input. May be repeated, or hold
-    /// several with commas
-    #[arg(
-        short = 'f',
-        long = "filename",
-        env = "CALLBACK_GUARD_FILENAME",
-        hide_env_values = true,
-        value_name = "FILE",
-        value_delimiter = ',',
-        required = true
-    )]
-    pub(super) files: Vec<String>,
+pub(super) struct InjectArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    #[command(flatten)]
+    installation: InstallationArgs,
 }
 
 /// `admission-policy` as typed.
@@ -176,9 +166,15 @@ fn names(flag: &str, kind: Kind, texts: Vec<String>, problems: &mut Problems) ->
     names
 }
 
+impl FilesArgs {
+    pub(super) fn read(self, problems: &mut Problems) -> Option<Vec<String>> {
+        problems.required_list("--filename", self.files)
+    }
+}
+
 impl InjectArgs {
     pub(super) fn read(self, problems: &mut Problems) -> Option<Manifests> {
-        let files = problems.required_list("--filename", self.files);
+        let files = self.files.read(problems);
         let installation = self.installation.read(problems);
         Some(Manifests { files: files?, task: Task::Inject(installation) })
     }
@@ -209,7 +205,7 @@ impl AdmissionPolicyArgs {
         }
         let mut installation = self.installation.read(problems);
         if helm? {
-            let own = InstallationArgs::is_default(&installation);
+            let own = installation == Installation::of_image(IMAGE);
             if has_namespaces || own_namespace.is_some() || !own {
                 problems.add(
                     "--helm",
@@ -221,17 +217,5 @@ impl AdmissionPolicyArgs {
         installation.own_namespace = own_namespace;
         installation.namespaces = Some(namespaces);
         Some(AdmissionPolicy { values: Values::Are(Box::new(installation)) })
-    }
-}
-
-impl InstallationArgs {
-    /// Whether no flag was set.
-    fn is_default(installation: &Installation) -> bool {
-        let defaults = [("image", IMAGE), ("policy-configmap", POLICY_CONFIGMAP), ("tls-secret", TLS_SECRET)];
-        installation.image_pull_secrets.is_empty()
-            && installation.settings.len() == defaults.len()
-            && defaults
-                .iter()
-                .all(|(name, value)| installation.settings.get(name).is_some_and(|set| set == value))
     }
 }

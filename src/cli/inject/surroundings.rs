@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use crate::sidecar::annotations::{self, INJECT, PREFIX};
-use crate::sidecar::patch::escaped;
+use crate::sidecar::annotations::{self, Annotation, INJECT, PREFIX, label_pointer};
 use crate::sidecar::service::{self, Service};
 use crate::sidecar::{Upstream, contradictions_of_namespace, unsupported_label};
 
@@ -17,6 +16,11 @@ pub(super) struct Surroundings {
     services: Vec<Service>,
     /// The annotations of namespaces that are wrong: the namespace, and a pointer within it.
     wrong: Vec<(String, String)>,
+}
+
+/// Whether an object of this kind is worth a look.
+pub(super) fn is_of_interest(kind: &str) -> bool {
+    matches!(kind, "Namespace" | "Service") || kind.ends_with("List")
 }
 
 impl Surroundings {
@@ -51,16 +55,16 @@ impl Surroundings {
         };
         let metadata = object.get("metadata").cloned().unwrap_or_default();
         let map = |map: &str| metadata.get(map).and_then(Json::as_object).into_iter().flatten();
-        for (key, value) in map("labels").filter(|(key, _)| key.strip_prefix(PREFIX) == Some(INJECT)) {
+        for (_, value) in map("labels").filter(|(key, _)| key.strip_prefix(PREFIX) == Some(INJECT)) {
             if !matches!(value.as_str(), Some("enabled" | "disabled")) {
                 let message = unsupported_label(&value.to_string());
-                problems.push((format!("{at}/metadata/labels/{}", escaped(key)), message));
+                problems.push((format!("{at}{}", label_pointer(INJECT)), message));
             }
         }
         for (key, value) in map("annotations") {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             if let Err(message) = annotations::read(name, value) {
-                problems.push((format!("{at}/metadata/annotations/{}", escaped(key)), message));
+                problems.push((format!("{at}{}", Annotation::pointer(name)), message));
             }
         }
         let contradictions = contradictions_of_namespace(&metadata);

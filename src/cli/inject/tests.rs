@@ -1,17 +1,5 @@
 use super::*;
 
-fn installation() -> Installation {
-    let settings = [
-        ("image", "callback-guard:1"),
-        ("policy-configmap", "callback-guard-policy"),
-        ("tls-secret", "callback-guard-tls"),
-    ];
-    Installation {
-        settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
-        ..Installation::default()
-    }
-}
-
 struct Ran {
     code: u8,
     out: String,
@@ -28,7 +16,7 @@ fn run_on(task: Task, text: &str) -> Ran {
 
 #[track_caller]
 fn injected(text: &str) -> String {
-    let ran = run_on(Task::Inject(installation()), text);
+    let ran = run_on(Task::Inject(Installation::of_image("callback-guard:1")), text);
     assert_eq!(ran.code, 0, "{}", ran.err);
     ran.out
 }
@@ -134,7 +122,7 @@ fn what_is_wrong_is_told_with_document_and_line_and_nothing_is_written() {
             "-:3:7: Deployment: spec.template: Required value: has the pod\n",
         ),
     ] {
-        let ran = run_on(Task::Inject(installation()), &text);
+        let ran = run_on(Task::Inject(Installation::of_image("callback-guard:1")), &text);
         assert!(
             ran.code == 1 && ran.out.is_empty() && ran.err.starts_with(expected),
             "{}{}",

@@ -1,11 +1,11 @@
 //! The policy that adds the sidecar.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::annotations::{INJECT, PREFIX};
 use super::super::template::{quoted, variable};
 use super::super::{BY_POLICY, INJECTED, container};
-use super::{API, MUTATING, NAME, Subject, Variables, markers};
+use super::{NAME, Subject, Variables, markers};
 
 /// The expression of the patch, with markers for what an installation fills in.
 fn patch() -> String {
@@ -100,20 +100,5 @@ pub(super) fn text() -> String {
 
 /// The policy and its two bindings: to pods that ask, and to pods of namespaces that ask.
 pub(super) fn objects() -> [Value; 3] {
-    let policy = json!({
-        "apiVersion": API, "kind": MUTATING, "metadata": super::metadata(NAME),
-        "spec": {
-            // A pod without a sidecar is better than no pod.
-            "failurePolicy": "Ignore",
-            "reinvocationPolicy": "IfNeeded",
-            "matchConstraints": super::constraints(
-                vec![super::rule("", &["pods"], &["CREATE"])],
-                super::all_but_system(),
-            ),
-            "variables": variables().json(),
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch()}}],
-        },
-    });
-    let [of_pods, of_namespaces] = super::bindings(MUTATING, NAME, INJECT, super::enabled(INJECT));
-    [policy, of_pods, of_namespaces]
+    super::mutating(NAME, INJECT, &variables(), &patch())
 }

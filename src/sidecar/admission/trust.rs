@@ -1,14 +1,14 @@
 //! The policy that makes OpenIM trust the guard's certificates: pods with the label `callback-guard.io/trust: enabled`, or
 //! in a namespace with it, get the authority's certificate, and a variable that makes Go programs read it.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::CONTAINER;
 use super::super::container::READABLE;
 use super::super::template::{Node, quoted, text};
 use super::mutation::add;
 use super::variables::is_windows;
-use super::{API, MUTATING, NAME, TRUST, Variables};
+use super::{NAME, TRUST, Variables};
 
 /// The ConfigMap with the certificate of the guard's authority, in the namespace of the pods.
 pub const AUTHORITY: &str = "callback-guard-ca";
@@ -33,7 +33,6 @@ pub(super) fn is_there() -> String {
 
 /// The policy and its two bindings.
 pub(super) fn objects() -> [Value; 3] {
-    let name = format!("{NAME}-{TRUST}");
     let mut variables = Variables::default();
     variables.add("apps", "has(object.spec.containers) ? object.spec.containers : []");
     variables.add("inits", "has(object.spec.initContainers) ? object.spec.initContainers : []");
@@ -47,21 +46,7 @@ pub(super) fn objects() -> [Value; 3] {
     variables.add("has-volume", volume(&format!("({ours})")));
     variables.add("has-other-volume", volume(&format!("!({ours})")));
     variables.add("is-windows", is_windows("object"));
-    let policy = json!({
-        "apiVersion": API, "kind": MUTATING, "metadata": super::metadata(&name),
-        "spec": {
-            "failurePolicy": "Ignore",
-            "reinvocationPolicy": "IfNeeded",
-            "matchConstraints": super::constraints(
-                vec![super::rule("", &["pods"], &["CREATE"])],
-                super::all_but_system(),
-            ),
-            "variables": variables.json(),
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch()}}],
-        },
-    });
-    let [of_pods, of_namespaces] = super::bindings(MUTATING, &name, TRUST, super::enabled(TRUST));
-    [policy, of_pods, of_namespaces]
+    super::mutating(&format!("{NAME}-{TRUST}"), TRUST, &variables, &patch())
 }
 
 fn patch() -> String {
