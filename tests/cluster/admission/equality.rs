@@ -7,7 +7,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use callback_guard::sidecar::{self, Injection, Installation, KnownBy, Reason, Request, workload};
+use callback_guard::sidecar::annotations::{self, Annotation, PREFIX, TABLE};
+use callback_guard::sidecar::{
+    self, Injection, Installation, KnownBy, Layer, Problem, Reason, Request, workload,
+};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::ValueTree as _;
@@ -104,7 +107,10 @@ pub(super) fn both(
         let warnings = ours(&by_policy);
         let names_the_reason = |warning: &&str| match reason {
             Injection::Skipped(reason) => warning.contains(&format!("{reason}: ")),
-            Injection::Refused(problems) => problems.iter().all(|problem| names(warning, &problem.pointer)),
+            Injection::Refused(problems) => {
+                let told = reported(problems, &pod, pair);
+                !told.is_empty() && told.iter().all(|problem| names(warning, &problem.pointer))
+            }
             Injection::Patch { .. } => false,
         };
         let told = if silent {
@@ -137,6 +143,26 @@ pub(super) fn both(
     } else {
         Err(format!("by the policy {one:#}\nby inject -f {other:#}"))
     }
+}
+
+/// The problems that the policy reports. While a value is invalid it does not look for conflicts, because it could not convert
+/// the value; `inject -f` looks for them among the others.
+fn reported<'p>(problems: &'p [Problem], pod: &Value, pair: &Pair) -> Vec<&'p Problem> {
+    // Whether a pointer leads to a known annotation with a value that is invalid in itself.
+    let is_invalid = |problem: &Problem| {
+        let metadata = if problem.layer == Layer::Pod { &pod["metadata"] } else { &pair.metadata };
+        TABLE.iter().any(|row| {
+            let value = &metadata["annotations"][format!("{PREFIX}{}", row.name)];
+            let is_it = problem.pointer == Annotation::pointer(row.name) && !value.is_null();
+            is_it && annotations::read(row.name, value).is_err()
+        })
+    };
+    let is_conflict = |problem: &Problem| {
+        let known = TABLE.iter().any(|row| problem.pointer == Annotation::pointer(row.name));
+        known && !is_invalid(problem)
+    };
+    let any_invalid = problems.iter().any(is_invalid);
+    problems.iter().filter(|problem| !(any_invalid && is_conflict(problem))).collect()
 }
 
 /// Whether a warning names what a pointer of `inject -f` leads to. A long list of reasons is cut.
