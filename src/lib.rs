@@ -50,6 +50,7 @@ pub mod drain;
 pub mod deadlines;
 pub mod status;
 pub mod ready;
+pub mod api_server;
 pub mod source;
 // floor 2: servers.
 pub mod server;

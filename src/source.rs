@@ -15,13 +15,10 @@ use crate::metrics::Metrics;
 use crate::policy::{self, Override, Policy, Warnings, overrides};
 use crate::status::{Refused, Watched};
 
-mod access;
-mod api_server;
 pub mod boot;
 pub mod cache;
 pub mod config_map;
 pub mod file;
-mod trouble;
 pub mod watch;
 
 /// A ConfigMap holds at most 1 MiB; so does a text that is read as a policy.

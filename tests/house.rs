@@ -152,7 +152,7 @@ fn floors_point_down() {
 
 /// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
 /// another step towards a knot, and has a reason.
-const EDGES: [(&str, &str, &str); 15] = [
+const EDGES: [(&str, &str, &str); 16] = [
     ("wire", "held", "a body is read under its share of the bytes held"),
     ("cgroup", "files", "the kernel's files are read with a bound"),
     ("tls", "files", "certificates are watched files"),
@@ -164,7 +164,8 @@ const EDGES: [(&str, &str, &str); 15] = [
     ("metrics", "in_force", "the policy in force is a gauge"),
     ("memory", "metrics", "resident memory is a gauge"),
     ("source", "files", "a policy may be a watched file"),
-    ("source", "tls", "the API server is asked with the same cryptography"),
+    ("api_server", "tls", "the API server is asked with the same cryptography"),
+    ("source", "api_server", "a policy may be a watched ConfigMap"),
     ("source", "in_force", "what a source holds is put in force"),
     ("source", "metrics", "reloads, refusals and the watch are counted"),
     ("source", "status", "what was refused stands on the status page"),

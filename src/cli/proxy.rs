@@ -499,7 +499,7 @@ fn follow(config: &args::Proxy, publisher: Publisher, [policy, over]: [Option<Fi
     }
     if let Some(name) = config.policy_configmap.clone() {
         let cache = config.policy_cache.as_deref().map(|folder| (Cache::new(folder), kept));
-        tokio::task::spawn_local(source::watch::follow(name, publisher.clone(), cache));
+        tokio::task::spawn_local(source::watch::follow_config_map(name, publisher.clone(), cache));
     }
     tokio::task::spawn_local(async move { publisher.tell_override().await });
 }

@@ -1,315 +1,71 @@
-//! One ConfigMap, listed once and then watched for as long as the process runs.
-//!
-//! One object is watched by its name, which is all that the Role of a sidecar allows. kube's client lists and watches;
-//! what happens between two watches is here and not in kube's `watcher`, which of three things does not do what a
-//! sidecar among ten thousand has to: a 410 that answers the watch itself makes it ask the same again for ever, a
-//! `Retry-After` is not heard, and a watch that ends as soon as it begins is begun again at once, without a rest.
-//!
-//! | how a watch ends | what follows |
-//! |---|---|
-//! | its time is over, or half a line | the next at once, from the last version seen, without a list |
-//! | it ends within a second, twice in a row | as after an error |
-//! | an error, a cut, a dead connection | a random wait, then from the last version seen |
-//! | 410 Gone, an ERROR event, an answer that cannot be read | a random wait, then a list |
-//! | an answer with Retry-After | no sooner than that, within a bound |
-//!
-//! The waits are random so that ten thousand sidecars do not come back to a restarted API server together.
+//! The ConfigMap with the policy, watched for as long as the process runs.
 
-use std::hash::{BuildHasher as _, RandomState};
-use std::pin::pin;
-use std::time::Duration;
-
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::{Api, Error};
-use tokio::time::{Instant, sleep};
+use kube::Api;
 use tracing::{info, warn};
 
-use super::access::Access;
+use super::Publisher;
 use super::cache::{Cache, Kept};
 use super::config_map::{Name, Receiver};
-use super::trouble::told;
-use super::{Publisher, api_server};
-
-/// How long one watch lasts, in seconds, at random between these: an hour keeps ten thousand sidecars at three
-/// re-watches a second, and the spread keeps them apart.
-const WATCH_SECONDS: (u32, u32) = (3_000, 3_600);
-
-/// The first and the longest wait after an error; the wait is a random part of it.
-const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-
-/// The longest that a server's Retry-After keeps us away: it is a hint, and a day of it would be an outage.
-const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(120);
-
-/// A watch that ends sooner says nothing good of the server.
-const SHORT: Duration = Duration::from_secs(1);
-
-/// A watch that lasted so long, or delivered something, makes the next wait a first one.
-const LONG: Duration = Duration::from_secs(10);
+use crate::api_server::{EachTime, Followed, Observer, Target, follow};
 
 /// Follows a ConfigMap for ever. `kept` is what the cache held at the start.
-pub async fn follow(name: Name, publisher: Publisher, cache: Option<(Cache, Kept)>) {
+pub async fn follow_config_map(name: Name, publisher: Publisher, cache: Option<(Cache, Kept)>) {
     let receiver = Receiver::new(name.clone(), publisher.clone(), cache);
-    let mut follower =
-        Follower { name, publisher, receiver, version: None, listed: false, heard: false, told: None };
-    let mut rests = Rests::default();
-    loop {
-        let begun = Instant::now();
-        follower.heard = false;
-        let cut = follower.once().await.err();
-        let rest = rests.after(begun.elapsed(), follower.heard, cut.as_ref().map(|cut| cut.away));
-        if let Some(Cut { problem, relist, .. }) = cut {
-            follower.trouble(problem);
-            if relist {
-                follower.version = None;
-            }
-        }
-        if rest > Duration::ZERO {
-            follower.publisher.watch_connected(false);
-            sleep(rest).await;
-        }
-    }
+    let target = Target {
+        kind: "ConfigMap",
+        group: "",
+        resource: "configmaps",
+        namespace: Some(name.namespace.clone()),
+        name: Some(name.name.clone()),
+    };
+    let namespace = name.namespace.clone();
+    let observer = Watching { name, publisher, receiver, found: false };
+    let followed = Followed { target, labels: String::new(), page: None };
+    follow(followed, EachTime, |client| Api::namespaced(client, &namespace), observer).await;
 }
 
-/// How long to stay away between two watches.
-#[derive(Debug, Default)]
-struct Rests {
-    waits: Waits,
-    short_ends: u32,
-}
-
-impl Rests {
-    /// After a watch that lasted so long, delivered something or not, and was cut or ended: a cut comes with what the
-    /// server said of when to come back.
-    fn after(&mut self, lasted: Duration, heard: bool, cut: Option<Duration>) -> Duration {
-        if heard || lasted >= LONG {
-            self.waits = Waits::default();
-        }
-        let short = cut.is_none() && lasted < SHORT;
-        self.short_ends = if short { self.short_ends + 1 } else { 0 };
-        match cut {
-            Some(away) => away.min(RETRY_AFTER_LIMIT) + self.waits.next(),
-            None if self.short_ends < 2 => Duration::ZERO,
-            None => self.waits.next(),
-        }
-    }
-}
-
-/// Why a watch has ended otherwise than by its time.
-struct Cut {
-    /// In a sentence.
-    problem: String,
-    /// How long the server wants to be left alone.
-    away: Duration,
-    /// What is known of the place in the server's history is worth nothing any more.
-    relist: bool,
-}
-
-struct Follower {
+struct Watching {
     name: Name,
     publisher: Publisher,
     receiver: Receiver,
-    /// The place in the server's history where the watch goes on; none: what there is has to be listed.
-    version: Option<String>,
-    /// It was listed before.
-    listed: bool,
-    /// An event or a bookmark came since the watch began.
-    heard: bool,
-    /// The trouble that was told last and is not over.
-    told: Option<String>,
+    /// The list that is under way has it.
+    found: bool,
 }
 
-impl Follower {
-    /// Lists where that is needed, and watches to the end of one watch.
-    async fn once(&mut self) -> Result<(), Cut> {
-        let access = Access::find().await;
-        let access = access.map_err(|problem| Cut { problem, away: Duration::ZERO, relist: false })?;
-        let place = std::sync::Arc::clone(&access.place);
-        let (client, last) = api_server::client(access);
-        let api = Api::namespaced(client, &self.name.namespace);
-        self.watch(&api).await.map_err(|mut error| {
-            // JSON of somebody who is no API server says no code.
-            if let Error::Api(status) = &mut error
-                && status.code == 0
-            {
-                status.code = last.status();
-            }
-            Cut {
-                problem: told(&error, &place, &self.name),
-                away: last.retry_after(),
-                relist: makes_the_place_worthless(&error),
-            }
-        })
+impl Observer<ConfigMap> for Watching {
+    fn listing(&mut self) {
+        self.found = false;
     }
 
-    async fn watch(&mut self, api: &Api<ConfigMap>) -> Result<(), Error> {
-        let selector = format!("metadata.name={}", self.name.name);
-        let version = match &self.version {
-            Some(version) => version.clone(),
-            None => self.list(api, &selector).await?,
-        };
-        let (least, most) = WATCH_SECONDS;
-        let seconds = least + (f64::from(most - least) * random()) as u32;
-        let asked = WatchParams::default().fields(&selector).timeout(seconds);
-        let mut events = pin!(api.watch(&asked, &version).await?);
-        self.connected();
-        while let Some(event) = events.next().await {
-            // Each is looked at, also of many in one go: the last may be broken, and the one before it not.
-            let seen = self.take(event?)?;
-            self.deliver(seen);
-        }
-        Ok(())
+    fn found(&mut self, object: ConfigMap) {
+        self.found = true;
+        self.receiver.found(object);
     }
 
-    async fn list(&mut self, api: &Api<ConfigMap>, selector: &str) -> Result<String, Error> {
-        let asked = ListParams::default().fields(selector);
-        // At the start whatever is at hand will do, the watch brings it up to date. Later it must not be older than
-        // what was seen, as another API server's may be.
-        let asked = if self.listed { asked } else { asked.match_any() };
-        let list = api.list(&asked).await?;
-        self.listed = true;
-        let version = list.metadata.resource_version.unwrap_or_default();
-        self.version = Some(version.clone());
-        self.deliver(Some(
-            list.items.into_iter().next().map_or(Seen::Absent, |found| Seen::Found(Box::new(found))),
-        ));
-        Ok(version)
-    }
-
-    /// Takes note of where an event stands in the server's history.
-    fn take(&mut self, event: WatchEvent<ConfigMap>) -> Result<Option<Seen>, Error> {
-        let (seen, version) = match event {
-            WatchEvent::Added(found) | WatchEvent::Modified(found) => {
-                let version = found.metadata.resource_version.clone();
-                (Some(Seen::Found(Box::new(found))), version)
-            }
-            WatchEvent::Deleted(found) => (Some(Seen::Deleted), found.metadata.resource_version),
-            WatchEvent::Bookmark(bookmark) => (None, Some(bookmark.metadata.resource_version)),
-            WatchEvent::Error(status) => {
-                // Whatever went wrong inside the server, a list begins anew.
-                self.version = None;
-                return Err(Error::Api(status));
-            }
-        };
-        // A list alone, or an error, would make each wait a first one where watches keep failing.
-        self.heard = true;
-        if let Some(version) = version.filter(|version| !version.is_empty()) {
-            self.version = Some(version);
-        }
-        Ok(seen)
-    }
-
-    fn deliver(&mut self, seen: Option<Seen>) {
-        match seen {
-            Some(Seen::Found(found)) => self.receiver.found(*found),
-            Some(Seen::Absent) => self.receiver.absent("there is no such ConfigMap"),
-            Some(Seen::Deleted) => self.receiver.absent("the ConfigMap was deleted"),
-            None => {}
+    fn listed(&mut self) {
+        if !self.found {
+            self.receiver.absent("there is no such ConfigMap");
         }
     }
 
-    fn connected(&mut self) {
-        if self.told.take().is_some() {
-            info!(configmap = %self.name, "The ConfigMap is watched again");
-        }
-        self.publisher.watch_connected(true);
-        self.publisher.watch_problem(None);
+    fn deleted(&mut self, _: ConfigMap) {
+        self.receiver.absent("the ConfigMap was deleted");
     }
 
-    /// The same trouble again and again is told once.
-    fn trouble(&mut self, problem: String) {
-        if self.told.as_ref() != Some(&problem) {
-            warn!(configmap = %self.name, reason = problem, "The ConfigMap cannot be watched; what is in force stays");
-            self.publisher.watch_problem(Some(problem.clone()));
-            self.told = Some(problem);
+    fn connected(&mut self, connected: bool) {
+        self.publisher.watch_connected(connected);
+        if connected {
+            self.publisher.watch_problem(None);
         }
     }
-}
 
-/// What became of the ConfigMap.
-enum Seen {
-    Found(Box<ConfigMap>),
-    /// A list did not have it.
-    Absent,
-    Deleted,
-}
-
-/// Whether going on from the last version seen can only fail again.
-fn makes_the_place_worthless(error: &Error) -> bool {
-    #[allow(clippy::wildcard_enum_match_arm, reason = "all other errors say nothing about the place")]
-    match error {
-        Error::Api(status) => matches!(status.code, 400 | 410),
-        Error::SerdeError(_) | Error::FromUtf8(_) => true,
-        _ => false,
-    }
-}
-
-/// A wait that doubles up to its bound; each a random part of it ("full jitter").
-#[derive(Debug)]
-struct Waits(Duration);
-
-impl Default for Waits {
-    fn default() -> Waits {
-        Waits(WAITS.0)
-    }
-}
-
-impl Waits {
-    fn next(&mut self) -> Duration {
-        let wait = self.0.mul_f64(random());
-        self.0 = (self.0 * 2).min(WAITS.1);
-        wait
-    }
-}
-
-/// A number from 0 to 1, different for each process and call; for spreading, not for secrets.
-fn random() -> f64 {
-    RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use kube::core::Status;
-
-    use super::*;
-
-    #[test]
-    fn waits_grow_and_stay_within_their_bound() {
-        let mut waits = Waits::default();
-        let drawn: Vec<_> = (0..20).map(|_| waits.next()).collect();
-        assert!(drawn[0] <= WAITS.0 && drawn.iter().all(|wait| *wait <= WAITS.1), "{drawn:?}");
-        assert_eq!(waits.0, WAITS.1);
+    fn trouble(&mut self, problem: &str) {
+        warn!(configmap = %self.name, reason = problem, "The ConfigMap cannot be watched; what is in force stays");
+        self.publisher.watch_problem(Some(problem.to_owned()));
     }
 
-    #[test]
-    fn a_watch_that_ends_by_its_time_is_begun_again_at_once_and_one_that_keeps_ending_rests() {
-        let mut rests = Rests::default();
-        for _ in 0..100 {
-            assert_eq!(rests.after(Duration::from_secs(3_000), false, None), Duration::ZERO);
-        }
-        assert_eq!(rests.after(Duration::ZERO, true, None), Duration::ZERO, "once is no habit");
-        let longest = (0..100).map(|_| rests.after(Duration::ZERO, true, None)).max().expect("some");
-        assert!(longest > Duration::ZERO && longest <= WAITS.0, "{longest:?}");
-        assert_eq!(rests.after(SHORT, true, None), Duration::ZERO);
-    }
-
-    #[test]
-    fn a_server_is_left_alone_for_as_long_as_it_wants_within_a_bound() {
-        let wants = |seconds| Rests::default().after(SHORT, false, Some(Duration::from_secs(seconds)));
-        assert!(wants(0) <= WAITS.0);
-        assert!((Duration::from_secs(7)..=Duration::from_secs(8)).contains(&wants(7)));
-        assert!(wants(86_400) <= RETRY_AFTER_LIMIT + WAITS.0);
-    }
-
-    #[test]
-    fn only_what_is_about_the_place_in_the_history_makes_it_worthless() {
-        let said = |code| Error::Api(Status::failure("", "").with_code(code).boxed());
-        for (code, worthless) in
-            [(400, true), (410, true), (401, false), (403, false), (429, false), (500, false)]
-        {
-            assert_eq!(makes_the_place_worthless(&said(code)), worthless, "{code}");
-        }
-        assert!(!makes_the_place_worthless(&Error::ReadEvents(std::io::Error::other("cut"))));
+    fn recovered(&mut self) {
+        info!(configmap = %self.name, "The ConfigMap is watched again");
     }
 }

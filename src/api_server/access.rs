@@ -15,7 +15,6 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret as _;
-use tokio_rustls::TlsConnector;
 
 use super::trouble::Place;
 use crate::tls;
@@ -25,7 +24,7 @@ pub(super) struct Access {
     pub(super) url: Uri,
     pub(super) host: String,
     pub(super) port: u16,
-    pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
+    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     pub(super) namespace: String,
     pub(super) place: Arc<Place>,
     auth: AuthInfo,
@@ -95,7 +94,7 @@ impl Access {
             let name = config.tls_server_name.unwrap_or_else(|| host.clone());
             let name = ServerName::try_from(name).map_err(|error| wrong(error.to_string()))?;
             let trust = trust(config.root_cert.unwrap_or_default(), &auth).map_err(wrong)?;
-            Some((TlsConnector::from(Arc::new(trust)), name))
+            Some((Arc::new(trust), name))
         } else {
             None
         };
