@@ -16,7 +16,8 @@ use tracing::{error, info, warn};
 use self::certificate::Certificate;
 use self::max_held::{Follower, Found};
 use super::args::{self, ADMIN_PORT, LISTEN_PORT};
-use crate::admin::{self, Admin};
+use crate::admin;
+use crate::admin::proxy::ProxyPages;
 use crate::basic_auth::{self, BasicAuth};
 use crate::cgroup::Cgroup;
 use crate::descriptors::{self, Shortage};
@@ -159,7 +160,7 @@ impl Loaded {
         });
         let drain = Arc::new(drain);
         let tls = Arc::new(OnceLock::new());
-        let admin = Admin {
+        let pages = ProxyPages {
             policy: self.publisher.clone(),
             metrics: Arc::clone(&self.metrics),
             readiness: readiness.clone(),
@@ -188,7 +189,7 @@ impl Loaded {
                     return super::PROBLEM;
                 }
             };
-            tokio::task::spawn_local(Rc::new(admin).serve(listener));
+            tokio::task::spawn_local(admin::serve(Rc::new(pages), listener));
             tokio::task::spawn_local(memory::give_back(Arc::clone(&service.metrics)));
             if let Some(follower) = follower {
                 tokio::task::spawn_local(follower.run(Found::log));
