@@ -36,6 +36,10 @@ pub enum SourceKind {
 }
 
 impl SourceKind {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [SourceKind; 4] =
+        [SourceKind::Builtin, SourceKind::File, SourceKind::ConfigMap, SourceKind::Cache];
+
     /// The word for metrics and pages.
     pub const fn label(self) -> &'static str {
         match self {

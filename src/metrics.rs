@@ -10,18 +10,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
 
+use self::catalog::{Catalog, Entry};
+use self::labels::{
+    BadHttpLabel, CallbackLabels, CauseLabel, FindingLabel, HandshakeLabel, OriginLabel, PolicyLabels,
+    RejectionLabel, RuleLabel, VersionLabel,
+};
 use crate::callback::command::Command;
 use crate::callback::rejection::RejectionCause;
 use crate::in_force::InForce;
 use crate::reply::{Origin, Why};
+use crate::tls::HandshakeFailure;
 use crate::verdict::{FINDINGS, Findings, Verdict};
+
+pub use labels::BadHttp;
+
+pub mod catalog;
+mod labels;
 
 /// Most series of `callbacks_total`: beyond it, after many edits that rename rules, new ones are counted under the rule
 /// `other`.
@@ -35,47 +44,14 @@ const SECONDS: [f64; 16] =
 const MARGIN: [f64; 14] =
     [-1.0, -0.05, -0.005, -0.001, 0.0, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CallbackLabels {
-    command: &'static str,
-    rule: Arc<str>,
-    verdict: &'static str,
-    origin: &'static str,
-    cause: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PolicyLabels {
-    source: &'static str,
-    hash: String,
-}
-
-macro_rules! one_label {
-    ($($set:ident { $label:ident: $kind:ty })*) => {$(
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-        struct $set {
-            $label: $kind,
-        }
-    )*};
-}
-
-one_label! {
-    CauseLabel { cause: &'static str }
-    FindingLabel { finding: &'static str }
-    OriginLabel { origin: &'static str }
-    ReasonLabel { reason: &'static str }
-    RuleLabel { rule: String }
-    VersionLabel { version: &'static str }
-}
-
 /// Everything that is counted. One to a process.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Option<Registry>,
+    catalog: Catalog,
     callbacks: Family<CallbackLabels, Counter>,
     /// How many of them were asked for, by all workers together: never fewer than there are.
     series: AtomicUsize,
-    rejections: Family<CauseLabel, Counter>,
+    rejections: Family<RejectionLabel, Counter>,
     findings: Family<FindingLabel, Counter>,
     observed: Family<CauseLabel, Counter>,
     /// In the order of [`Origin`].
@@ -84,8 +60,8 @@ pub struct Metrics {
     deadline_margin: Histogram,
     in_flight: Gauge<i64, AtomicI64>,
     connections: Gauge<i64, AtomicI64>,
-    handshake_failures: Family<ReasonLabel, Counter>,
-    bad_http: Family<ReasonLabel, Counter>,
+    handshake_failures: Family<HandshakeLabel, Counter>,
+    bad_http: Family<BadHttpLabel, Counter>,
     certificate_expiry: Gauge<i64, AtomicI64>,
     policy: Family<PolicyLabels, Gauge>,
     policy_reload_failures: Counter,
@@ -105,7 +81,7 @@ pub struct Metrics {
 impl Metrics {
     /// Registers every metric. `dropped` counts log lines that were not written.
     pub fn new(dropped: Counter) -> Metrics {
-        let mut registry = Registry::with_prefix("callback_guard");
+        let mut catalog = Catalog::new("callback_guard");
         let durations = Family::<OriginLabel, Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
         let duration = Origin::ALL
             .map(|origin| durations.get_or_create(&OriginLabel { origin: origin.label() }).clone());
@@ -138,113 +114,75 @@ impl Metrics {
             log_lines_dropped: dropped,
             bytes_held: Gauge::default(),
             held_limit: Gauge::default(),
-            registry: None,
+            catalog: Catalog::default(),
         };
-        metrics.register(&mut registry, durations, version);
+        metrics.register(&mut catalog, durations, version);
         for cause in RejectionCause::ALL {
-            let _ = metrics.rejections.get_or_create(&CauseLabel { cause: cause.label() });
+            let _ = metrics.rejections.get_or_create(&RejectionLabel { cause: cause.label() });
         }
         for row in &FINDINGS {
             let _ = metrics.findings.get_or_create(&FindingLabel { finding: row.name });
         }
-        Metrics { registry: Some(registry), ..metrics }
+        Metrics { catalog, ..metrics }
     }
 
     fn register(
         &self,
-        to: &mut Registry,
+        to: &mut Catalog,
         durations: Family<OriginLabel, Histogram>,
         version: Family<VersionLabel, Gauge>,
     ) {
-        to.register("callbacks", "Callbacks answered", self.callbacks.clone());
-        to.register("rejections", "Requests that are no callback, by cause", self.rejections.clone());
-        to.register(
-            "findings",
-            "What was corrected or noticed in callbacks and answers",
-            self.findings.clone(),
+        to.add("callbacks", "Callbacks answered", self.callbacks.clone());
+        to.add(
+            "rejections",
+            "Requests rejected because they are not valid callbacks",
+            self.rejections.clone(),
         );
-        to.register(
-            "observed",
-            "Answers that mode Observe let through and Enforce would have replaced, by cause",
-            self.observed.clone(),
-        );
-        let seconds = |to: &mut Registry, name: &str, help: &str, histogram: Histogram| {
-            to.register_with_unit(name, help, Unit::Seconds, histogram);
-        };
-        to.register_with_unit(
-            "callback_duration",
-            "From the end of the request's head to the answer, by origin",
-            Unit::Seconds,
-            durations,
-        );
-        seconds(to, "upstream_duration", "How long the app was asked", self.upstream_duration.clone());
-        seconds(
-            to,
-            "deadline_margin",
-            "What was left of the deadline; below 0, missed",
-            self.deadline_margin.clone(),
-        );
-        to.register("build_info", "The version", version);
+        let help = "Findings in callbacks and in the app's answers, corrected or only reported";
+        to.add("findings", help, self.findings.clone());
+        let help = "Answers passed unchanged in mode Observe that Enforce would have replaced";
+        to.add("observed", help, self.observed.clone());
+        to.add_seconds("callback_duration", "Time from the end of the request head to the answer", durations);
+        to.add_seconds("upstream_duration", "Duration of calls to the app", self.upstream_duration.clone());
+        let help = "Time left until the deadline when the answer was ready; negative if it was missed";
+        to.add_seconds("deadline_margin", help, self.deadline_margin.clone());
+        to.add("build_info", "Version of callback-guard; always 1", version);
         self.register_state(to);
     }
 
     /// What is as it is, and what went wrong beside callbacks.
-    fn register_state(&self, to: &mut Registry) {
-        to.register("in_flight", "Callbacks being answered", self.in_flight.clone());
-        to.register("connections", "Open connections of callers", self.connections.clone());
-        to.register("bad_http", "Connections ended by what is no HTTP", self.bad_http.clone());
-        to.register(
-            "tls_handshake_failures",
-            "Connections that came to nothing",
-            self.handshake_failures.clone(),
-        );
-        to.register_with_unit(
-            "certificate_expiry_timestamp",
-            "When the served certificate ends, in seconds since 1970",
-            Unit::Seconds,
-            self.certificate_expiry.clone(),
-        );
-        to.register("policy_info", "The policy in force", self.policy.clone());
-        to.register(
-            "policy_reload_failures",
-            "Policies that were refused",
-            self.policy_reload_failures.clone(),
-        );
-        let last = self.policy_last_reload.clone();
-        to.register(
-            "policy_last_reload_successful",
-            "1, or 0 while a refused policy or override waits to be mended",
-            last,
-        );
-        let connected = self.policy_watch_connected.clone();
-        to.register("policy_watch_connected", "1 while the ConfigMap is watched", connected);
-        to.register("override_active", "1 while an override is in force", self.override_active.clone());
-        to.register("observe_mode", "1 while the policy only observes", self.observe_mode.clone());
-        to.register(
-            "tls_reload_failures",
-            "New files of certificates or credentials that were refused",
-            self.tls_reload_failures.clone(),
-        );
-        to.register("breaker_state", "0 closed, 1 open, 2 half-open, by rule", self.breakers.clone());
-        to.register("abandoned", "Callbacks whose caller hung up before the answer", self.abandoned.clone());
-        to.register("panics", "Bugs of the guard", self.panics.clone());
-        to.register(
-            "log_lines_dropped",
-            "Log lines that nobody read in time",
-            self.log_lines_dropped.clone(),
-        );
-        to.register_with_unit(
-            "held",
-            "Bytes of callbacks and answers in memory",
-            Unit::Bytes,
-            self.bytes_held.clone(),
-        );
-        to.register_with_unit(
-            "held_limit",
-            "Most bytes of callbacks and answers in memory: --max-held",
-            Unit::Bytes,
-            self.held_limit.clone(),
-        );
+    fn register_state(&self, to: &mut Catalog) {
+        to.add("in_flight", "Callbacks in progress", self.in_flight.clone());
+        to.add("connections", "Open connections from callers", self.connections.clone());
+        to.add("bad_http", "Connections closed because of an HTTP error", self.bad_http.clone());
+        to.add("tls_handshake_failures", "Failed TLS handshakes", self.handshake_failures.clone());
+        let help = "Unix time at which the served certificate expires";
+        to.add_seconds("certificate_expiry_timestamp", help, self.certificate_expiry.clone());
+        to.add("policy_info", "Policy in force; always 1", self.policy.clone());
+        let help = "Failed reloads of the policy or the override";
+        to.add("policy_reload_failures", help, self.policy_reload_failures.clone());
+        let help = "1 if the last reload succeeded, 0 while an invalid policy or override waits for a fix";
+        to.add("policy_last_reload_successful", help, self.policy_last_reload.clone());
+        let help = "1 while the policy's ConfigMap is being watched";
+        to.add("policy_watch_connected", help, self.policy_watch_connected.clone());
+        to.add("override_active", "1 while an override is in force", self.override_active.clone());
+        to.add("observe_mode", "1 while the policy's mode is Observe", self.observe_mode.clone());
+        let help = "Failed reloads of certificate or credential files";
+        to.add("tls_reload_failures", help, self.tls_reload_failures.clone());
+        let help = "State of the rule's circuit breaker: 0 closed, 1 open, 2 half-open";
+        to.add("breaker_state", help, self.breakers.clone());
+        let help = "Callbacks whose caller disconnected before the answer";
+        to.add("abandoned", help, self.abandoned.clone());
+        to.add("panics", "Panics", self.panics.clone());
+        to.add("log_lines_dropped", "Log lines dropped (queue full)", self.log_lines_dropped.clone());
+        to.add_bytes("held", "Memory reserved for callbacks in progress", self.bytes_held.clone());
+        let help = "Limit of callback_guard_held_bytes: --max-held, by default half of the memory limit";
+        to.add_bytes("held_limit", help, self.held_limit.clone());
+    }
+
+    /// Every metric with its meaning and its labels, for the reference.
+    pub fn entries(&self) -> &[Entry] {
+        self.catalog.entries()
     }
 
     /// The text of `/metrics`. What only the moment knows is passed in; of the bytes held, how many and the bound.
@@ -259,11 +197,7 @@ impl Metrics {
         self.override_active.set(i64::from(active));
         self.bytes_held.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.held_limit.set(i64::try_from(held_limit).unwrap_or(i64::MAX));
-        let mut out = String::new();
-        if let Some(registry) = &self.registry {
-            text::encode(&mut out, registry).expect("writing to a string must not fail");
-        }
-        out
+        self.catalog.text()
     }
 
     /// A policy came into force.
@@ -302,14 +236,14 @@ impl Metrics {
         self.tls_reload_failures.inc();
     }
 
-    /// A connection came to nothing.
-    pub fn handshake_failed(&self, reason: &'static str) {
-        self.handshake_failures.get_or_create(&ReasonLabel { reason }).inc();
+    /// A TLS handshake failed.
+    pub fn handshake_failed(&self, failure: HandshakeFailure) {
+        self.handshake_failures.get_or_create(&HandshakeLabel { reason: failure.label() }).inc();
     }
 
-    /// A connection ended by something that is no HTTP; the reason is one of three.
-    pub fn bad_http(&self, reason: &'static str) {
-        self.bad_http.get_or_create(&ReasonLabel { reason }).inc();
+    /// A connection was closed because of an HTTP error.
+    pub fn bad_http(&self, error: BadHttp) {
+        self.bad_http.get_or_create(&BadHttpLabel { reason: error.label() }).inc();
     }
 
     /// A caller hung up before its answer.
@@ -464,7 +398,7 @@ impl Recorder {
         let fresh = || (Arc::clone(counting.rule), self.metrics.counter(counting));
         met.entry(Key::of(counting)).or_insert_with(fresh).1.inc();
         if let Why::Rejection(cause) = counting.why {
-            self.metrics.rejections.get_or_create(&CauseLabel { cause: cause.label() }).inc();
+            self.metrics.rejections.get_or_create(&RejectionLabel { cause: cause.label() }).inc();
         }
         for finding in counting.findings.iter() {
             self.metrics.findings.get_or_create(&FindingLabel { finding: finding.row().name }).inc();
@@ -484,15 +418,15 @@ impl Recorder {
 impl Metrics {
     fn counter(&self, counting: &Counting<'_>) -> Counter {
         self.callbacks.get_or_create_owned(&CallbackLabels {
-            command: counting.command.map_or("unknown", |command| command.name),
+            command: counting.command.map_or(labels::UNKNOWN_COMMAND, |command| command.name),
             rule: if self.series.fetch_add(1, Ordering::Relaxed) < SERIES_LIMIT {
                 Arc::clone(counting.rule)
             } else {
-                Arc::from("other")
+                Arc::from(labels::OTHER_RULES)
             },
             verdict: match counting.verdict {
-                Verdict::Allow => "allow",
-                Verdict::Deny { .. } => "deny",
+                Verdict::Allow => labels::ALLOW,
+                Verdict::Deny { .. } => labels::DENY,
             },
             origin: counting.origin.label(),
             cause: cause_label(counting.why),
@@ -501,7 +435,7 @@ impl Metrics {
 }
 
 fn cause_label(why: Why) -> &'static str {
-    if why == Why::Nothing { "none" } else { why.label() }
+    if why == Why::Nothing { labels::NO_CAUSE } else { why.label() }
 }
 
 #[cfg(test)]
@@ -569,8 +503,8 @@ mod tests {
         let source = crate::in_force::SourceKind::File;
         let in_force = InForce::new(policy, None, source, String::new(), None);
         metrics.policy_in_force(&in_force);
-        metrics.handshake_failed("timeout");
-        metrics.bad_http("malformed");
+        metrics.handshake_failed(HandshakeFailure::Timeout);
+        metrics.bad_http(BadHttp::Malformed);
         let recorder = Recorder::new(Arc::clone(&metrics));
         recorder.observed(Why::Cause(Cause::Timeout));
         recorder.record(&Counting {
@@ -588,6 +522,13 @@ mod tests {
         let mut found: BTreeSet<_> = samples.collect();
         found.extend(text.lines().last().map(|line| line.trim_start_matches("# ").to_owned()));
         assert_eq!(found, INTERFACE.map(str::to_owned).into_iter().collect());
+        let documented = metrics.entries().iter().map(|entry| {
+            let name = entry.name().trim_start_matches("callback_guard_").to_owned();
+            let keys: Vec<_> = entry.labels().iter().map(|label| label.name).collect();
+            if keys.is_empty() { name } else { format!("{name}{{{}}}", keys.join(",")) }
+        });
+        let documented: BTreeSet<_> = documented.chain(["EOF".to_owned()]).collect();
+        assert_eq!(documented, found, "what the reference says of names and labels");
         let counted = "callback_guard_callbacks_total{command=\"callbackBeforeSendSingleMsgCommand\",rule=\"r\",\
                        verdict=\"allow\",origin=\"fallback\",cause=\"timeout\"} 1";
         assert!(text.lines().any(|line| line == counted), "{text}");

@@ -33,7 +33,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use crate::drain::{Stage, Watch};
-use crate::metrics::Metrics;
+use crate::metrics::{BadHttp, Metrics};
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
 use rarely::{Gate, Rarely};
 use stream::{Activity, Caller, Watched};
@@ -292,7 +292,7 @@ impl<H: Handler> Server<H> {
     }
 
     fn failed(&self, failure: HandshakeFailure, peer: SocketAddr) {
-        self.metrics.handshake_failed(failure.label());
+        self.metrics.handshake_failed(failure);
         match failure {
             // Port scanners and probes of load balancers; the metric counts them.
             HandshakeFailure::Closed | HandshakeFailure::Io => {
@@ -371,14 +371,14 @@ impl<H: Handler> Server<H> {
             source = inner.source();
         }
         if timed_out {
-            self.metrics.bad_http("slow-head");
+            self.metrics.bad_http(BadHttp::SlowHead);
             warn!(limit = ?self.limits.header_timeout, "The head of a request took longer than --header-timeout");
         } else if error.is_parse() || error.is_parse_too_large() {
-            self.metrics.bad_http("malformed");
+            self.metrics.bad_http(BadHttp::Malformed);
             warn!(%error, "A request is not HTTP as it should be: answered 400 or 431 with an empty body");
         } else {
             // Callers that hang up, and HTTP/2 connections that break its rules.
-            self.metrics.bad_http("ended");
+            self.metrics.bad_http(BadHttp::Ended);
             debug!(%error, "A connection ended with an error");
         }
     }

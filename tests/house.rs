@@ -8,9 +8,12 @@ use std::{env, fs};
 use callback_guard::callback::command::{self, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::Cause;
+use callback_guard::metrics::Metrics;
+use callback_guard::metrics::catalog::Entry;
 use callback_guard::sidecar::annotations::{self, INJECT, PREFIX};
 use callback_guard::sidecar::{Notice, Reason};
 use callback_guard::verdict::FINDINGS;
+use prometheus_client::metrics::counter::Counter;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -152,7 +155,7 @@ fn floors_point_down() {
 
 /// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
 /// another step towards a knot, and has a reason.
-const EDGES: [(&str, &str, &str); 16] = [
+const EDGES: [(&str, &str, &str); 17] = [
     ("wire", "held", "a body is read under its share of the bytes held"),
     ("cgroup", "files", "the kernel's files are read with a bound"),
     ("tls", "files", "certificates are watched files"),
@@ -162,6 +165,7 @@ const EDGES: [(&str, &str, &str); 16] = [
     ("deadlines", "drain", "the cut of the drain is every wait's end"),
     ("settle", "upstream", "an outcome is what it settles"),
     ("metrics", "in_force", "the policy in force is a gauge"),
+    ("metrics", "tls", "why a handshake failed is a label"),
     ("memory", "metrics", "resident memory is a gauge"),
     ("source", "files", "a policy may be a watched file"),
     ("api_server", "tls", "the API server is asked with the same cryptography"),
@@ -364,6 +368,44 @@ fn the_document_of_causes_and_commands_is_what_the_tables_say() {
             .expect("a string");
     }
     generated("docs/causes-and-commands.md", &text);
+}
+
+/// A section of the reference of metrics: what one program registers.
+fn metrics_section(title: &str, entries: &[Entry]) -> String {
+    let mut text = format!("\n## {title}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    let mut labels: Vec<((&str, String), Vec<String>)> = Vec::new();
+    for entry in entries {
+        let (name, help) = (entry.name(), entry.help());
+        assert!(!help.is_empty() && !help.ends_with('.') && !help.contains('|'), "{name}: {help:?}");
+        let own = entry.labels();
+        let names: Vec<_> = own.iter().map(|label| format!("`{}`", label.name)).collect();
+        writeln!(text, "| `{name}` | {} | {} | {help} |", entry.kind(), names.join(", ")).expect("a string");
+        for label in own {
+            assert!(!label.values.is_empty() && !label.values.contains('|'), "{name}: {label:?}");
+            let key = (label.name, label.values);
+            match labels.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, metrics)) => metrics.push(name.clone()),
+                None => labels.push((key, vec![name.clone()])),
+            }
+        }
+    }
+    text.push_str("\n| label | values | of |\n|---|---|---|\n");
+    for ((name, values), metrics) in labels {
+        let metrics: Vec<_> = metrics.iter().map(|metric| format!("`{metric}`")).collect();
+        writeln!(text, "| `{name}` | {values} | {} |", metrics.join(", ")).expect("a string");
+    }
+    text
+}
+
+#[test]
+fn the_document_of_metrics_has_all_that_are_registered() {
+    let mut text = String::from(
+        "# Metrics\n\nGenerated from the code that registers them. The admin port serves them at `/metrics`, as OpenMetrics text.\n\n\
+         Counters start at 0 with the process. A metric with labels may appear only with its first value. A histogram `NAME` is\n\
+         the series `NAME_bucket`, `NAME_sum` and `NAME_count`.\n",
+    );
+    text += &metrics_section("`callback-guard proxy`", Metrics::new(Counter::default()).entries());
+    generated("docs/metrics.md", &text);
 }
 
 #[test]
