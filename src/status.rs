@@ -34,6 +34,7 @@ impl Recent {
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     connected: Arc<AtomicBool>,
+    exists: Arc<Mutex<Option<bool>>>,
     /// Why it cannot be watched, until it can.
     pub problem: Refused,
 }
@@ -47,6 +48,16 @@ impl Watched {
     /// Whether there is a watch under way.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Remembers whether the ConfigMap exists.
+    pub fn set_exists(&self, exists: bool) {
+        *self.exists.lock().unwrap_or_else(PoisonError::into_inner) = Some(exists);
+    }
+
+    /// Whether the ConfigMap exists, as the API server reported last; none before its first report.
+    pub fn exists(&self) -> Option<bool> {
+        *self.exists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

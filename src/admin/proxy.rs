@@ -110,6 +110,7 @@ impl ProxyPages {
             "watch": self.configmap.as_ref().map(|name| json!({
                 "configmap": name,
                 "connected": self.policy.watched().is_connected(),
+                "exists": self.policy.watched().exists(),
                 "problem": self.policy.watched().problem.reason(),
                 "cacheProblem": self.policy.not_kept(),
             })),
@@ -146,8 +147,10 @@ fn render(pages: &ProxyPages) -> String {
     row(&mut out, "memory", &format!("{} of {} bytes held", pages.held.bytes(), pages.held.limit()));
     row(&mut out, "policy", &format!("{} {} {}", now.source.label(), now.policy.hash(), now.revision));
     if let Some(name) = &pages.configmap {
-        let connected = pages.policy.watched().is_connected();
-        row(&mut out, "watch", &format!("{name}: {}", if connected { "connected" } else { "not connected" }));
+        let watched = pages.policy.watched();
+        let connected = if watched.is_connected() { "connected" } else { "not connected" };
+        let absent = if watched.exists() == Some(false) { ", no such ConfigMap" } else { "" };
+        row(&mut out, "watch", &format!("{name}: {connected}{absent}"));
     }
     row(&mut out, "mode", now.policy.mode().label());
     match &now.over {

@@ -461,6 +461,7 @@ fn load_policy(config: &args::Proxy, publisher: &Publisher) -> (Kept, Result<(),
         policy_file: config.policy_file.as_deref(),
         override_file: config.override_file.as_deref(),
         cache: cache.as_ref().zip(config.policy_configmap.as_ref()),
+        watched: config.policy_configmap.is_some(),
     };
     let (kept, found) = boot(places, publisher);
     let required = found.map_err(|NoPolicy(problems)| match problems.is_empty() {

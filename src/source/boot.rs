@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use tracing::error;
+use tracing::{debug, error};
 
 use super::cache::{Cache, Kept};
 use super::config_map::Name;
@@ -24,6 +24,9 @@ pub struct Places<'a> {
     pub override_file: Option<&'a Path>,
     /// `--policy-cache`, with the ConfigMap of `--policy-configmap`.
     pub cache: Option<(&'a Cache, &'a Name)>,
+    /// Whether a ConfigMap is watched. The policy file then is usually that ConfigMap, mounted, and both may come later:
+    /// a missing file is a problem only if the cache knows that there was a ConfigMap.
+    pub watched: bool,
 }
 
 /// Why no source holds a policy that can be used.
@@ -60,6 +63,8 @@ pub fn boot(places: Places<'_>, publisher: &Publisher) -> (Kept, Result<(), NoPo
     if is_newer(places) {
         order.reverse();
     }
+    let may_come_later = places.watched && kept == Kept::default();
+    let missing = |path: &Path| matches!(path.try_exists(), Ok(false));
     let (mut from, mut refused) = (None, None);
     for source in order {
         let loaded = match (source, places.policy_file, &kept.policy, places.cache) {
@@ -81,7 +86,11 @@ pub fn boot(places: Places<'_>, publisher: &Publisher) -> (Kept, Result<(), NoPo
             }
             Err(reason) => {
                 flagged(flag, &reason);
-                refused.get_or_insert((place, reason));
+                if may_come_later && places.policy_file.is_some_and(missing) {
+                    debug!(policy.from = place, "No policy file yet; the ConfigMap is awaited");
+                } else {
+                    refused.get_or_insert((place, reason));
+                }
             }
         }
     }
@@ -163,7 +172,8 @@ mod tests {
         fn boot(&self) -> Result<(), Vec<String>> {
             let (policy, over) = (self.file("policy.yaml"), self.file("override.yaml"));
             let cache = Some((&self.cache, &self.name));
-            let places = Places { policy_file: Some(&policy), override_file: Some(&over), cache };
+            let places =
+                Places { policy_file: Some(&policy), override_file: Some(&over), cache, watched: true };
             boot(places, &self.publisher).1.map_err(|NoPolicy(problems)| problems)
         }
 
@@ -203,6 +213,27 @@ mod tests {
         let problems = pod.boot().expect_err("nothing is there");
         assert_eq!(pod.source(), "builtin");
         assert!(problems.len() == 1 && problems[0].starts_with("--policy-file: "), "{problems:?}");
+    }
+
+    #[test]
+    fn a_missing_file_is_refused_unless_a_config_map_may_still_come() {
+        let missing = |watched| {
+            let pod = Pod::new();
+            let file = pod.file("policy.yaml");
+            let places = Places { policy_file: Some(&file), watched, ..Places::default() };
+            assert!(boot(places, &pod.publisher).1.is_err(), "there is no policy either way");
+            pod.publisher.refused()[0].is_some()
+        };
+        assert!(missing(false));
+        assert!(!missing(true));
+        let pod = Pod::new();
+        pod.folder.put("policy.yaml", "mode: Wrong");
+        pod.boot().expect_err("nothing good is there");
+        assert!(pod.publisher.refused()[0].is_some(), "it is there, and broken");
+        let pod = Pod::new();
+        pod.keep(None, Some(&over("kept", 3600)));
+        pod.boot().expect_err("no policy is there");
+        assert!(pod.publisher.refused()[0].is_some(), "there was a ConfigMap");
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! A policy ConfigMap: its name, and what is made of what it holds.
 //!
 //! Whatever comes, what is in force stays in force until something better is there: a broken policy, a ConfigMap without
-//! the key and a deleted one are problems to be told, not an empty policy.
+//! the key and a deleted one are reported as problems, and are not an empty policy. The ConfigMap is optional: one that has
+//! never existed is not a problem.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use tracing::info;
 
 use super::cache::{Cache, Keeper, Kept};
 use super::{Publisher, TEXT_LIMIT_BYTES, compile, compile_override};
@@ -77,6 +79,7 @@ impl Receiver {
     /// The ConfigMap as it is now.
     pub(super) fn found(&mut self, found: ConfigMap) {
         self.publisher.delivered_from_cluster();
+        self.publisher.watched().set_exists(true);
         let revision = found.metadata.resource_version.unwrap_or_default();
         if !revision.is_empty() && self.seen.as_ref() == Some(&revision) {
             return;
@@ -101,12 +104,26 @@ impl Receiver {
         }
     }
 
-    /// There is none, and why it is known.
+    /// There is none, and why it is known. That is a problem only if there was one before.
     pub(super) fn absent(&mut self, why: &str) {
         self.seen = None;
-        if self.publisher.refused()[0].as_deref() != Some(why) {
-            self.publisher.refused_policy(&self.name.to_string(), why.to_owned());
+        let known = self.publisher.watched().exists() == Some(false);
+        self.publisher.watched().set_exists(false);
+        if self.has_existed() {
+            if self.publisher.refused()[0].as_deref() != Some(why) {
+                self.publisher.refused_policy(&self.name.to_string(), why.to_owned());
+            }
+        } else if !known {
+            info!(configmap = %self.name, "No such ConfigMap yet; the built-in defaults are in force");
         }
+    }
+
+    /// Whether there is a sign of an earlier ConfigMap: this process saw it, an earlier one of this pod kept what was in it,
+    /// or a file is in force, which usually is the ConfigMap, mounted.
+    fn has_existed(&self) -> bool {
+        self.publisher.is_from_cluster()
+            || self.kept != Kept::default()
+            || self.publisher.current().source != SourceKind::Builtin
     }
 
     fn over(&mut self, text: Result<Option<&str>, String>) {
@@ -253,6 +270,52 @@ mod tests {
         receiver.found(other);
         assert_eq!(publisher.current().policy.mode(), Mode::Enforce);
         assert_eq!(publisher.refused(), [None, None]);
+    }
+
+    /// Failed reloads, and whether the last one succeeded, as exposed.
+    fn reloads(publisher: &Publisher) -> [String; 2] {
+        let text = publisher.metrics.text(&publisher.current(), (0, 0), std::time::SystemTime::UNIX_EPOCH);
+        ["policy_reload_failures_total ", "policy_last_reload_successful "].map(|name| {
+            let value =
+                text.lines().find_map(|line| line.strip_prefix("callback_guard_")?.strip_prefix(name));
+            value.expect("it is exposed").to_owned()
+        })
+    }
+
+    #[test]
+    fn a_config_map_that_has_never_existed_is_no_problem_and_a_deleted_one_is() {
+        let (mut receiver, publisher) = receiver();
+        assert_eq!(publisher.watched().exists(), None);
+        for _ in 0..2 {
+            receiver.absent("there is no such ConfigMap");
+            assert_eq!(publisher.watched().exists(), Some(false));
+            assert_eq!(
+                (publisher.refused(), reloads(&publisher)),
+                ([None, None], ["0", "1"].map(String::from))
+            );
+        }
+        receiver.found(config_map(&[(POLICY_KEY, "mode: Observe")]));
+        assert_eq!(publisher.watched().exists(), Some(true));
+        receiver.absent("the ConfigMap was deleted");
+        assert_eq!(publisher.watched().exists(), Some(false));
+        assert_eq!(publisher.refused()[0].as_deref(), Some("the ConfigMap was deleted"));
+        assert_eq!(reloads(&publisher), ["1", "0"]);
+    }
+
+    #[test]
+    fn a_sign_of_an_earlier_config_map_makes_its_absence_a_problem() {
+        let broken = |receiver: &mut Receiver| receiver.found(config_map(&[(POLICY_KEY, "mode: Wrong")]));
+        let kept = |receiver: &mut Receiver| receiver.kept.policy = Some("mode: Wrong".to_owned());
+        let file = |receiver: &mut Receiver| {
+            let (policy, warnings) = compile("mode: Observe").expect("valid");
+            receiver.publisher.policy(policy, &warnings, SourceKind::File, "/policy.yaml".to_owned());
+        };
+        for sign in [broken as fn(&mut Receiver), kept, file] {
+            let (mut receiver, publisher) = receiver();
+            sign(&mut receiver);
+            receiver.absent("there is no such ConfigMap");
+            assert_eq!(publisher.refused()[0].as_deref(), Some("there is no such ConfigMap"));
+        }
     }
 
     #[test]

@@ -55,8 +55,46 @@ async fn a_config_map_is_watched_and_an_edit_is_in_force_without_a_restart() {
     guard.wait_for_metric("callback_guard_policy_last_reload_successful", 1.0).await;
     assert_eq!(
         page(&guard)["watch"],
-        json!({"configmap": "shop/policy", "connected": true, "problem": null, "cacheProblem": null})
+        json!({
+            "configmap": "shop/policy", "connected": true, "exists": true, "problem": null, "cacheProblem": null,
+        })
     );
+}
+
+#[tokio::test]
+async fn a_config_map_that_has_never_existed_is_no_error_and_a_deleted_one_is() {
+    let (make, delete) = (Gate::closed(), Gate::closed());
+    let acts = watch([
+        Act::Wait(make.clone()),
+        event("ADDED", &config_map("11", &deny(5003))),
+        Act::Wait(delete.clone()),
+        event("DELETED", &config_map("12", "")),
+        Act::Silence,
+    ]);
+    let api = App::start(script(vec![list("10", &[])], vec![acts]));
+    let folder = Folder::new();
+    // As in an injected pod: the file is the same ConfigMap, mounted, and is not there either.
+    let guard = builder_at(&api.url(), &folder).flag("--policy-file", folder.path().join("none")).start();
+    let line = guard.wait_for_log(|line| line.contains("No such ConfigMap yet"));
+    assert!(line.contains("INFO") && line.contains("shop/policy"), "{line}");
+    guard.wait_for_metric("callback_guard_policy_watch_connected", 1.0).await;
+    let shown = page(&guard);
+    assert_eq!((&shown["source"], &shown["refusedPolicy"]), (&json!("builtin"), &Value::Null));
+    assert_eq!((&shown["watch"]["exists"], &shown["watch"]["problem"]), (&json!(false), &Value::Null));
+    assert!(guard.admin("/").1.contains("shop/policy: connected, no such ConfigMap"));
+    assert_eq!(guard.metric("callback_guard_policy_reload_failures_total"), 0.0);
+    assert_eq!(guard.metric("callback_guard_policy_last_reload_successful"), 1.0);
+    assert!(!guard.log_lines().iter().any(|line| line.contains("ERROR")), "{:?}", guard.log_lines());
+    make.open();
+    in_force(&guard, "11");
+    assert_eq!(page(&guard)["watch"]["exists"], true);
+    delete.open();
+    let line = guard.wait_for_log(|line| line.contains("the ConfigMap was deleted"));
+    assert!(line.contains("ERROR"), "{line}");
+    assert_eq!(code(&guard).await, 5003, "the last good one");
+    guard.wait_for_metric("callback_guard_policy_reload_failures_total", 1.0).await;
+    assert_eq!(guard.metric("callback_guard_policy_last_reload_successful"), 0.0);
+    assert_eq!(page(&guard)["watch"]["exists"], false);
 }
 
 /// A server that lists version 9, watches as told, and then has version 12.
