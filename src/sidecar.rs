@@ -155,6 +155,8 @@ pub enum Layer {
 /// What is wrong with a pod, or with the settings of its namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// Why there is no sidecar, by the name that the admission policy uses too; never one that is skipped.
+    pub reason: Reason,
     /// The object that it is about.
     pub layer: Layer,
     /// JSON pointer within that object.
@@ -164,8 +166,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn at(pointer: impl Into<String>, message: impl Into<String>) -> Problem {
-        Problem { layer: Layer::Pod, pointer: pointer.into(), message: message.into() }
+    fn at(reason: Reason, pointer: impl Into<String>, message: impl Into<String>) -> Problem {
+        Problem { reason, layer: Layer::Pod, pointer: pointer.into(), message: message.into() }
     }
 }
 
@@ -212,7 +214,7 @@ fn skip(pod: &Value, request: &Request<'_>, installation: &Installation) -> Resu
         (Some(Some("enabled")), _) => true,
         (Some(_), _) => {
             let found = label.map(Value::to_string).unwrap_or_default();
-            return Err(Problem::at(label_pointer(INJECT), unsupported_label(&found)));
+            return Err(Problem::at(Reason::InvalidLabel, label_pointer(INJECT), unsupported_label(&found)));
         }
         (None, Some("disabled")) if request.by_name => return Ok(Some(Reason::Disabled)),
         (None, of_namespace) => request.by_name || of_namespace == Some("enabled"),
@@ -254,34 +256,33 @@ pub fn unsupported_label(found: &str) -> String {
 /// What a patch could not be put into, and what it would clash with.
 fn wrong_shapes(pod: &Value) -> Vec<Problem> {
     let mut problems = Vec::new();
-    match pod.pointer("/spec/containers").and_then(Value::as_array) {
-        Some(list) if list.is_empty() => {
-            problems.push(Problem::at("/spec/containers", "Required value: is empty"))
-        }
-        Some(_) => {}
-        None => {
-            problems.push(Problem::at("/spec/containers", "Required value: must be a list of containers"))
-        }
-    }
+    let no_containers = match pod.pointer("/spec/containers").and_then(Value::as_array) {
+        Some(list) => list.is_empty().then_some("Required value: is empty"),
+        None => Some("Required value: must be a list of containers"),
+    };
+    problems
+        .extend(no_containers.map(|message| Problem::at(Reason::NoContainers, "/spec/containers", message)));
+    let mut malformed = |pointer: &str, message: &str| {
+        problems.push(Problem::at(Reason::Malformed, pointer, message));
+    };
     for pointer in ["/metadata", "/metadata/annotations", "/metadata/labels"] {
         if pod.pointer(pointer).is_some_and(|value| !value.is_object() && !value.is_null()) {
-            problems.push(Problem::at(pointer, "Invalid value: must be a mapping"));
+            malformed(pointer, "Invalid value: must be a mapping");
         }
     }
     for pointer in ["/spec/initContainers", "/spec/volumes", PULL_SECRETS] {
         if pod.pointer(pointer).is_some_and(|value| !value.is_array() && !value.is_null()) {
-            problems.push(Problem::at(pointer, "Invalid value: must be a list"));
+            malformed(pointer, "Invalid value: must be a list");
         }
     }
     for (index, container) in pod::containers(pod, &pod::APP).enumerate() {
         if !container.is_object() {
-            problems
-                .push(Problem::at(format!("/spec/containers/{index}"), "Invalid value: must be a container"));
+            malformed(&format!("/spec/containers/{index}"), "Invalid value: must be a container");
         }
     }
     for (index, name) in pod::volumes_of_ours(pod) {
         let message = format!("Invalid value: {name:?}: the sidecar has a volume of that name");
-        problems.push(Problem::at(format!("/spec/volumes/{index}/name"), message));
+        problems.push(Problem::at(Reason::VolumeInUse, format!("/spec/volumes/{index}/name"), message));
     }
     problems
 }
@@ -339,6 +340,7 @@ fn conflicts(pod: &Value, settings: &Settings, upstream: Upstream, in_use: bool)
         found.push(("app-pre-stop-sleep", why));
     }
     let problem = |(name, why): (&'static str, String)| Problem {
+        reason: Reason::Conflict,
         layer: settings.layer_of(name),
         pointer: Annotation::pointer(name),
         message: format!("Invalid value: {:?}: {why}", settings.text(name)),
@@ -348,11 +350,11 @@ fn conflicts(pod: &Value, settings: &Settings, upstream: Upstream, in_use: bool)
     // A pod that declares such a port is skipped.
     if ours.contains(&upstream.port) && upstream.known_by != KnownBy::Setting && !in_use {
         let message = format!("Invalid value: \"{}\": {OWN_PORT}", upstream.port);
-        problems.push(Problem::at(Annotation::pointer("upstream-port"), message));
+        problems.push(Problem::at(Reason::Conflict, Annotation::pointer("upstream-port"), message));
     }
     if pod::annotation_bytes(pod) > ANNOTATION_BYTES {
         let message = format!("Too long: may not be more than {ANNOTATION_BYTES} bytes for an injection");
-        problems.push(Problem::at("/metadata/annotations", message));
+        problems.push(Problem::at(Reason::AnnotationsTooLong, "/metadata/annotations", message));
     }
     problems
 }

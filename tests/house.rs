@@ -467,8 +467,9 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
     );
     for reason in Reason::ALL {
         let words = reason.words();
-        let never_asked = [Reason::NotAsked, Reason::Disabled].contains(&reason);
-        let policy = if never_asked { "-" } else { "warns" };
+        // The API server itself rejects a malformed pod.
+        let never_warned = [Reason::NotAsked, Reason::Disabled, Reason::Malformed].contains(&reason);
+        let policy = if never_warned { "-" } else { "warns" };
         let not_known =
             [Reason::NotAsked, Reason::OwnNamespace, Reason::NamespaceNotListed].contains(&reason);
         let fate = if reason.is_skipped() { "skips" } else { "error" };

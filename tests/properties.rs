@@ -824,7 +824,14 @@ proptest! {
 
     #[test]
     fn no_pod_whatever_it_holds_stops_an_injection(pod in json()) {
-        injection(&pod);
+        match injection(&pod) {
+            Injection::Skipped(reason) => prop_assert!(reason.is_skipped()),
+            Injection::Refused(problems) => {
+                prop_assert!(!problems.is_empty());
+                prop_assert!(problems.iter().all(|problem| !problem.reason.is_skipped()));
+            }
+            Injection::Patch { .. } => {}
+        }
         sidecar::uninject(&pod);
         sidecar::workload::workloads(&pod);
     }

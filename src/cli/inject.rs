@@ -341,7 +341,7 @@ impl Run<'_> {
         root: &Node,
         workload: &Workload,
     ) {
-        let Problem { layer, pointer, message } = problem;
+        let Problem { reason: _, layer, pointer, message } = problem;
         let title = workload.title();
         match layer {
             Layer::Pod => {

@@ -11,7 +11,7 @@ use serde_json::Value;
 pub use super::kind::{Kind, NAME_PATTERN, NAMESPACE_PATTERN};
 use super::kind::{NONE, mebibytes, milli_cpu};
 use super::patch::escaped;
-use super::{Layer, Problem};
+use super::{Layer, Problem, Reason};
 use crate::policy::nearest_key;
 
 /// The prefix of all our labels and annotations.
@@ -234,7 +234,14 @@ impl Settings {
                 Ok((row, text)) => {
                     self.0.insert(row.name, (layer, text));
                 }
-                Err(message) => problems.push(Problem { layer, pointer: Annotation::pointer(name), message }),
+                Err(message) => {
+                    let reason = if row(name).is_some() {
+                        Reason::InvalidAnnotation
+                    } else {
+                        Reason::UnknownAnnotation
+                    };
+                    problems.push(Problem { reason, layer, pointer: Annotation::pointer(name), message });
+                }
             }
         }
     }
@@ -280,13 +287,17 @@ type Amount = fn(&str) -> Option<u32>;
 const AMOUNTS: [(&str, &str, Amount); 2] =
     [("cpu-request", "cpu-limit", milli_cpu), ("memory-request", "memory-limit", mebibytes)];
 
+fn row(name: &str) -> Option<&'static Annotation> {
+    TABLE.iter().find(|row| row.name == name)
+}
+
 /// Reads one annotation, its name without the prefix.
 ///
 /// # Errors
 ///
 /// What is wrong with it, and what is right.
 pub fn read(name: &str, value: &Value) -> Result<(&'static Annotation, String), String> {
-    match (TABLE.iter().find(|row| row.name == name), value) {
+    match (row(name), value) {
         (None, _) => Err(unknown(name)),
         (Some(row), _) if row.name == INJECT => Err(format!("Not allowed: {}", row.meaning)),
         (Some(row), _) if !row.is_setting() => {

@@ -30,6 +30,8 @@ pub enum Reason {
     VolumeInUse,
     /// The pod has no containers.
     NoContainers,
+    /// A part of the pod is not what Kubernetes requires, a text in place of a list say.
+    Malformed,
     /// The pod's annotations leave no room for ours.
     AnnotationsTooLong,
     /// The label has a value that it cannot have.
@@ -81,7 +83,7 @@ const IN_FRONT: &str =
 
 impl Reason {
     /// Every reason, in the order in which they are looked for.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::NotAsked,
         Reason::Disabled,
         Reason::SystemNamespace,
@@ -94,6 +96,7 @@ impl Reason {
         Reason::PortInUse,
         Reason::VolumeInUse,
         Reason::NoContainers,
+        Reason::Malformed,
         Reason::AnnotationsTooLong,
         Reason::InvalidLabel,
         Reason::InvalidAnnotation,
@@ -116,6 +119,7 @@ impl Reason {
             | Reason::PortInUse => true,
             Reason::VolumeInUse
             | Reason::NoContainers
+            | Reason::Malformed
             | Reason::AnnotationsTooLong
             | Reason::InvalidLabel
             | Reason::InvalidAnnotation
@@ -185,6 +189,11 @@ impl Reason {
             Reason::NoContainers => {
                 words("no-containers", "the pod has no containers", "add the app's container")
             }
+            Reason::Malformed => words(
+                "malformed",
+                "a part of the pod is not what Kubernetes requires, a text in place of a list for example",
+                "correct what the message names",
+            ),
             Reason::AnnotationsTooLong => words(
                 "annotations-too-long",
                 "the pod has more than 255 KiB of annotations, and Kubernetes allows 256",

@@ -548,6 +548,51 @@ fn a_pod_of_another_shape_is_refused_and_says_where() {
     }
 }
 
+#[test]
+fn every_problem_has_a_reason_and_its_twin_has_none() {
+    let label = |value: Value| with("/metadata/labels/callback-guard.io~1inject", value);
+    let volumes = |name: &str| with("/spec/volumes", json!([{"name": name}]));
+    let long = |bytes: usize| with("/metadata/annotations/x", "x".repeat(bytes).into());
+    let mut seen = Vec::new();
+    for (pod, reason, twin) in [
+        (label("true".into()), Reason::InvalidLabel, label("enabled".into())),
+        (label(true.into()), Reason::InvalidLabel, label("enabled".into())),
+        (with("/spec/containers", json!([])), Reason::NoContainers, app()),
+        (with("/spec/containers", Value::Null), Reason::NoContainers, app()),
+        (with("/spec/containers/0", json!(1)), Reason::Malformed, with("/spec/containers/0", json!({}))),
+        (with("/spec/volumes", json!("x")), Reason::Malformed, with("/spec/volumes", json!([]))),
+        (
+            with("/metadata/annotations", json!(1)),
+            Reason::Malformed,
+            with("/metadata/annotations", json!({})),
+        ),
+        (volumes("callback-guard-tls"), Reason::VolumeInUse, volumes("tls")),
+        (long(ANNOTATION_BYTES), Reason::AnnotationsTooLong, long(ANNOTATION_BYTES - 1)),
+        (annotated("workers", "0"), Reason::InvalidAnnotation, annotated("workers", "1")),
+        (annotated("workers", 1), Reason::InvalidAnnotation, annotated("workers", "1")),
+        (annotated("inject", "enabled"), Reason::InvalidAnnotation, annotated("workers", "1")),
+        (annotated("injected-by", "policy"), Reason::InvalidAnnotation, annotated("workers", "1")),
+        (annotated("wrokers", "1"), Reason::UnknownAnnotation, annotated("workers", "1")),
+        (annotated("admin-port", "18443"), Reason::Conflict, annotated("admin-port", "18444")),
+        (annotated("upstream-port", "19090"), Reason::Conflict, annotated("upstream-port", "19091")),
+        (annotated("app-pre-stop-sleep", "30s"), Reason::Conflict, annotated("app-pre-stop-sleep", "29s")),
+    ] {
+        match by_name(&pod) {
+            Injection::Refused(problems) => {
+                let reasons: Vec<_> = problems.iter().map(|problem| problem.reason).collect();
+                assert_eq!(reasons, [reason], "{problems:?}");
+            }
+            other @ (Injection::Patch { .. } | Injection::Skipped(_)) => panic!("{other:?}, not {reason}"),
+        }
+        assert!(matches!(by_name(&twin), Injection::Patch { .. }), "{reason}: {:?}", by_name(&twin));
+        assert!(!reason.is_skipped(), "{reason}");
+        seen.push(reason);
+    }
+    let never_seen: Vec<_> =
+        Reason::ALL.into_iter().filter(|reason| !reason.is_skipped() && !seen.contains(reason)).collect();
+    assert_eq!(never_seen, []);
+}
+
 fn policies() -> Vec<Value> {
     let namespaces = Some(vec!["shop".to_owned(), "bar".to_owned()]);
     admission::objects(&Installation { namespaces, ..installation() })
@@ -596,9 +641,9 @@ fn every_row_of_the_table_is_in_the_policies_with_its_check_and_its_words() {
             assert!(all[0].contains(&format!("['--{}=' + variables.", row.name)), "{}", row.name);
         }
     }
-    for reason in
-        Reason::ALL.into_iter().filter(|reason| ![Reason::NotAsked, Reason::Disabled].contains(reason))
-    {
+    // Those that did not ask are not looked at, and the API server rejects a malformed pod.
+    let never_warned = [Reason::NotAsked, Reason::Disabled, Reason::Malformed];
+    for reason in Reason::ALL.into_iter().filter(|reason| !never_warned.contains(reason)) {
         assert!(all[1].contains(&format!("'{reason}: ")), "{reason}");
     }
     let trust = text("ValidatingAdmissionPolicy", "callback-guard-trust");

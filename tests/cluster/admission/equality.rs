@@ -7,10 +7,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use callback_guard::sidecar::annotations::{self, Annotation, PREFIX, TABLE};
-use callback_guard::sidecar::{
-    self, Injection, Installation, KnownBy, Layer, Problem, Reason, Request, workload,
-};
+use callback_guard::sidecar::{self, Injection, Installation, KnownBy, Problem, Reason, Request, workload};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::ValueTree as _;
@@ -108,8 +105,8 @@ pub(super) fn both(
         let names_the_reason = |warning: &&str| match reason {
             Injection::Skipped(reason) => warning.contains(&format!("{reason}: ")),
             Injection::Refused(problems) => {
-                let told = reported(problems, &pod, pair);
-                !told.is_empty() && told.iter().all(|problem| names(warning, &problem.pointer))
+                let told = reported(problems);
+                !told.is_empty() && told.iter().all(|problem| names(warning, problem))
             }
             Injection::Patch { .. } => false,
         };
@@ -147,34 +144,17 @@ pub(super) fn both(
 
 /// The problems that the policy reports. While a value is invalid it does not look for conflicts, because it could not convert
 /// the value; `inject -f` looks for them among the others.
-fn reported<'p>(problems: &'p [Problem], pod: &Value, pair: &Pair) -> Vec<&'p Problem> {
-    // Whether a pointer leads to a known annotation with a value that is invalid in itself.
-    let is_invalid = |problem: &Problem| {
-        let metadata = if problem.layer == Layer::Pod { &pod["metadata"] } else { &pair.metadata };
-        TABLE.iter().any(|row| {
-            let value = &metadata["annotations"][format!("{PREFIX}{}", row.name)];
-            let is_it = problem.pointer == Annotation::pointer(row.name) && !value.is_null();
-            is_it && annotations::read(row.name, value).is_err()
-        })
-    };
-    let is_conflict = |problem: &Problem| {
-        let known = TABLE.iter().any(|row| problem.pointer == Annotation::pointer(row.name));
-        known && !is_invalid(problem)
-    };
-    let any_invalid = problems.iter().any(is_invalid);
-    problems.iter().filter(|problem| !(any_invalid && is_conflict(problem))).collect()
+fn reported(problems: &[Problem]) -> Vec<&Problem> {
+    let any_invalid = problems.iter().any(|problem| problem.reason == Reason::InvalidAnnotation);
+    problems.iter().filter(|problem| !(any_invalid && problem.reason == Reason::Conflict)).collect()
 }
 
-/// Whether a warning names what a pointer of `inject -f` leads to. A long list of reasons is cut.
-fn names(warning: &str, pointer: &str) -> bool {
-    let last = pointer.rsplit("~1").next().unwrap_or_default();
-    let place = match pointer {
-        "/metadata/annotations" => "annotations-too-long",
-        pointer if pointer.starts_with("/spec/volumes") => "volume-in-use",
-        pointer if pointer.starts_with("/spec/containers") => "no-containers",
-        _ => last,
-    };
-    warning.contains(place) || warning.ends_with("...")
+/// Whether a warning has the reason of a problem of `inject -f`, and names the label or annotation that it is about. A long
+/// list of reasons is cut.
+fn names(warning: &str, problem: &Problem) -> bool {
+    let about = problem.pointer.rsplit_once("~1").map_or("", |(_, name)| name);
+    let whole = warning.contains(&format!("{}: ", problem.reason)) && warning.contains(about);
+    whole || warning.ends_with("...")
 }
 
 /// Whether `inject -f` guesses where the app is called.
