@@ -16,7 +16,7 @@ mod reader;
 mod rule;
 pub(crate) mod spec;
 mod suggest;
-mod timestamp;
+pub(crate) mod timestamp;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 
 pub mod admission;
 pub mod annotations;
+pub mod census;
 pub mod kind;
 pub mod patch;
 pub mod reason;
@@ -472,7 +473,7 @@ fn hash(text: &str) -> String {
 
 /// Takes the sidecar out of a pod that [`inject`] put it into; what others have added since then stays.
 pub fn uninject(pod: &Value) -> Removal {
-    let place = pod::containers(pod, &["initContainers"]).position(|one| pod::name(one) == CONTAINER);
+    let place = pod::containers(pod, &pod::INIT).position(|one| pod::name(one) == CONTAINER);
     let Some(place) = place else { return Removal::NotInjected };
     let record = |name: &str| pod.pointer(&Annotation::pointer(name)).and_then(Value::as_str);
     let Some(made) = record("injected-paths") else {

@@ -16,6 +16,7 @@ use callback_guard::cli::inject::{self, Manifests, Task};
 use callback_guard::go_json::{Field, Kind};
 use callback_guard::policy::{self, FieldTypes, OnRejection, OperationIds, UnknownCommands, Validation};
 use callback_guard::reply::Reply;
+use callback_guard::sidecar::census::{self, PodState, Surroundings};
 use callback_guard::sidecar::{self, Injection, Installation, Removal};
 use callback_guard::verdict::{self, Conclusion, SMALLEST_DENY_CODE, Unusable, Verdict};
 use http::{HeaderValue, Method, Request, Uri};
@@ -793,6 +794,24 @@ fn injection(pod: &serde_json::Value) -> Injection {
     sidecar::inject(pod, &request, &Installation::of_image("guard:1"))
 }
 
+/// What the pod is in a namespace with this metadata. What is said about its owner is safe to type.
+fn census(pod: &serde_json::Value, metadata: &serde_json::Value) -> Result<PodState, TestCaseError> {
+    let installation = Installation::of_image("guard:1");
+    let surroundings = Surroundings {
+        namespace: "shop",
+        metadata,
+        labeled_since: census::label_time(metadata),
+        installation: &installation,
+        current: Some("1-aa"),
+    };
+    let owner = census::owner(pod);
+    if let Some(remedy) = owner.remedy("shop", owner.name.as_str()) {
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || " -./:".contains(letter);
+        prop_assert!(remedy.chars().all(is_plain), "{}", remedy);
+    }
+    Ok(census::state(pod, &surroundings))
+}
+
 fn manifests(task: Task, text: &str) -> Result<String, String> {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let config = Manifests { files: vec!["-".to_owned()], task };
@@ -834,6 +853,50 @@ proptest! {
         }
         sidecar::uninject(&pod);
         sidecar::workload::workloads(&pod);
+    }
+
+    #[test]
+    fn no_pod_whatever_it_holds_stops_the_census(pod in json(), metadata in json(), times in vec(odd_text(), 0..3)) {
+        census(&pod, &metadata)?;
+        census(&pod, &serde_json::json!({"labels": {"callback-guard.io/inject": "enabled"}, "managedFields": metadata}))?;
+        // The shapes that it looks at, with anything in their places.
+        let managed: Vec<_> = times.iter().map(|time| serde_json::json!({
+            "time": time, "fieldsV1": {"f:metadata": {"f:labels": {"f:callback-guard.io/inject": {}}}},
+        })).collect();
+        let namespace = serde_json::json!({"labels": {"callback-guard.io/inject": "enabled"}, "managedFields": managed});
+        let name = times.first();
+        let reference = serde_json::json!({"controller": true, "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name});
+        let inside = serde_json::json!({
+            "metadata": {
+                "name": name, "creationTimestamp": metadata, "ownerReferences": [metadata, reference],
+                "labels": {"callback-guard.io/injected": pod, "pod-template-hash": name}, "annotations": metadata,
+            },
+            "spec": {"initContainers": [pod, {"name": "callback-guard", "restartPolicy": "Always"}]},
+        });
+        census(&inside, &namespace)?;
+    }
+
+    #[test]
+    fn a_pod_that_is_injected_is_guarded_and_one_that_is_not_says_why(pod in pod()) {
+        let metadata = serde_json::json!({"labels": {"callback-guard.io/inject": "enabled"}});
+        let installation = Installation::of_image("guard:1");
+        let request = sidecar::Request { namespace_metadata: Some(&metadata), ..sidecar::Request::default() };
+        match sidecar::inject(&pod, &request, &installation) {
+            Injection::Patch { steps, .. } => {
+                prop_assert_eq!(census(&pod, &metadata)?, PodState::Naked);
+                let mut after = pod.clone();
+                prop_assert!(steps.iter().all(|step| step.apply(&mut after)));
+                prop_assert_eq!(census(&after, &metadata)?, PodState::Guarded { stale: false, in_front: None });
+            }
+            Injection::Skipped(sidecar::Reason::NotAsked | sidecar::Reason::Disabled) => {
+                prop_assert_eq!(census(&pod, &metadata)?, PodState::NotOurs);
+            }
+            Injection::Skipped(reason) => prop_assert_eq!(census(&pod, &metadata)?, PodState::Skipped(reason)),
+            Injection::Refused(problems) => {
+                let PodState::Skipped(reason) = census(&pod, &metadata)? else { panic!("{problems:?}") };
+                prop_assert!(problems.iter().any(|problem| problem.reason == reason));
+            }
+        }
     }
 
     #[test]

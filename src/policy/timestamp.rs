@@ -6,7 +6,7 @@ const DAY_SECONDS: i64 = 86_400;
 
 /// Reads a timestamp of 1970 or later; `None` for anything else, a date without a time or an offset included.
 /// A leap second is refused: nothing that takes part in a policy keeps time that way.
-pub(super) fn parse(text: &str) -> Option<SystemTime> {
+pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let bytes = text.as_bytes();
     if bytes.len() < "2026-12-01T10:00:00Z".len() || !text.is_ascii() {
         return None;

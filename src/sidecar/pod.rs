@@ -12,6 +12,8 @@ pub(super) const GRACE_SECONDS: i64 = 30;
 pub(super) const ALL: [&str; 2] = ["containers", "initContainers"];
 /// The app's own.
 pub(super) const APP: [&str; 1] = ["containers"];
+/// Those that start before the app's.
+pub(super) const INIT: [&str; 1] = ["initContainers"];
 
 const PROBES: [&str; 3] = ["readinessProbe", "livenessProbe", "startupProbe"];
 /// The kinds of probes that name a port.

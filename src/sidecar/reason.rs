@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// Why a pod gets no sidecar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// No label asks for it.
     NotAsked,
