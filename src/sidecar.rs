@@ -39,8 +39,8 @@ pub const CONTAINER: &str = "callback-guard";
 const PORT_NAMES: [&str; 2] = [CONTAINER, ADMIN_PORT];
 const ADMIN_PORT: &str = "guard-admin";
 
-/// The label of a pod with a sidecar, behind [`PREFIX`]: version and hash.
-const INJECTED: &str = "injected";
+/// The label of a pod with a sidecar, and of the policy that adds it, behind [`PREFIX`]: version and hash.
+pub const INJECTED: &str = "injected";
 
 /// Names the container that `kubectl logs` and `exec` take without a flag, which should not be ours.
 const DEFAULT_CONTAINER: &str = "/metadata/annotations/kubectl.kubernetes.io~1default-container";

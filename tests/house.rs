@@ -453,7 +453,8 @@ fn the_document_of_annotations_is_the_table_the_program_uses() {
     text.push_str(
         "\nThe label `callback-guard.io/injected: VERSION-HASH` marks a pod that has the sidecar:\n\
          `kubectl get pods -A -l callback-guard.io/injected`. From the policy the hash is that of the policy and the settings of\n\
-         the installation, from `inject -f` that of the sidecar.\n\n\
+         the installation, from `inject -f` that of the sidecar. The MutatingAdmissionPolicy `callback-guard` has the label with the\n\
+         value that it writes now.\n\n\
          ## Resources\n\n\
          The sidecar has no CPU limit unless one is set, because a LimitRange or a quota can refuse a pod for it. Where a quota\n\
          requires one, set `cpu-limit`; the default of a LimitRange is used as it is. A Guaranteed pod stays Guaranteed. A pod with resources of its own as a whole\n\

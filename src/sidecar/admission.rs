@@ -26,6 +26,10 @@ const API: &str = "admissionregistration.k8s.io/v1";
 /// The name of the objects, alone or as a prefix.
 const NAME: &str = "callback-guard";
 
+/// The name of the `MutatingAdmissionPolicy` that adds the sidecar. Its label `callback-guard.io/injected` has the value that it writes
+/// into the same label of pods: a pod that it injected and that has another value is not current.
+pub const POLICY: &str = NAME;
+
 /// The label that asks for trust in the guard's authority, behind [`PREFIX`].
 pub const TRUST: &str = "trust";
 

@@ -221,6 +221,20 @@ fn the_hash_of_the_label_is_over_what_a_pod_gets_and_nothing_else() {
 }
 
 #[test]
+fn the_policy_has_the_label_that_it_writes_and_no_other_object_has_it() {
+    let printed = printed(GOOD);
+    let mut labeled = objects(&printed);
+    labeled.retain(|object| !object["metadata"]["labels"]["callback-guard.io/injected"].is_null());
+    assert_eq!(labeled.len(), 1, "{labeled:?}");
+    assert_eq!(
+        (&labeled[0]["kind"], &labeled[0]["metadata"]["name"]),
+        (&"MutatingAdmissionPolicy".into(), &"callback-guard".into())
+    );
+    let label = format!("{}-{}", env!("CARGO_PKG_VERSION"), hash(&printed));
+    assert_eq!(labeled[0]["metadata"]["labels"]["callback-guard.io/injected"], label);
+}
+
+#[test]
 fn settings_with_which_no_pod_would_get_a_sidecar_are_refused() {
     for (settings, wanted) in [
         (

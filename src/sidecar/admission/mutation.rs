@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::annotations::{INJECT, PREFIX};
 use super::super::template::{quoted, variable};
 use super::super::{BY_POLICY, INJECTED, container};
-use super::{NAME, Subject, Variables, markers};
+use super::{POLICY, Subject, Variables, markers};
 
 /// The expression of the patch, with markers for what an installation fills in.
 fn patch() -> String {
@@ -22,7 +22,7 @@ fn patch() -> String {
         ),
         format!(
             "(has(object.metadata.labels) ? [] : [{}])",
-            add("'/metadata/labels'", &format!("{{{}: {}}}", quoted(&key(INJECTED)), label()))
+            add("'/metadata/labels'", &format!("{{{}: {}}}", quoted(&key(INJECTED)), quoted(&label())))
         ),
         format!(
             "({key} in variables.podAnnotations ? [] : [{}])",
@@ -64,7 +64,10 @@ fn patch() -> String {
         ),
         format!(
             "[{}, {}, {}, {}]",
-            add(&format!("'/metadata/labels/' + jsonpatch.escapeKey({})", quoted(&key(INJECTED))), &label()),
+            add(
+                &format!("'/metadata/labels/' + jsonpatch.escapeKey({})", quoted(&key(INJECTED))),
+                &quoted(&label())
+            ),
             add(&record("injected-version"), &quoted(env!("CARGO_PKG_VERSION"))),
             add(&record("injected-hash"), &quoted(markers::HASH)),
             add(&record("injected-by"), &quoted(BY_POLICY)),
@@ -77,8 +80,9 @@ fn key(name: &str) -> String {
     format!("{PREFIX}{name}")
 }
 
+/// The value of the label that marks a pod with a sidecar.
 fn label() -> String {
-    quoted(&format!("{}-{}", super::super::label_version(), markers::HASH))
+    format!("{}-{}", super::super::label_version(), markers::HASH)
 }
 
 /// A step of a patch. `path` and `value` are expressions.
@@ -98,7 +102,10 @@ pub(super) fn text() -> String {
     variables().text() + &patch()
 }
 
-/// The policy and its two bindings: to pods that ask, and to pods of namespaces that ask.
+/// The policy and its two bindings: to pods that ask, and to pods of namespaces that ask. The policy has the label that it writes,
+/// so that the current one can be read from the cluster.
 pub(super) fn objects() -> [Value; 3] {
-    super::mutating(NAME, INJECT, &variables(), &patch())
+    let mut objects = super::mutating(POLICY, INJECT, &variables(), &patch());
+    objects[0]["metadata"]["labels"][key(INJECTED)] = label().into();
+    objects
 }
