@@ -5,6 +5,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::inject::yaml;
+use crate::sidecar::admission::rights::{self, Scope};
 use crate::sidecar::admission::{self, markers};
 use crate::sidecar::annotations::{Kind, NAME_PATTERN, NAMESPACE_PATTERN, settings};
 use crate::sidecar::{IMAGE, Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
@@ -20,7 +21,12 @@ pub struct AdmissionPolicy {
 #[derive(Clone, Debug)]
 pub enum Values {
     /// From the flags.
-    Are(Box<Installation>),
+    Are {
+        /// What holds for all pods.
+        installation: Box<Installation>,
+        /// Where the controller works, if its rights are to be printed.
+        controller: Option<Scope>,
+    },
     /// From a chart's values.
     OfChart,
 }
@@ -28,12 +34,14 @@ pub enum Values {
 /// Prints the objects to `out`, and what to look at to `err`. Returns the exit code: 1 if they could not be written.
 pub fn run(config: &AdmissionPolicy, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let text = match &config.values {
-        Values::Are(installation) => {
+        Values::Are { installation, controller } => {
             if let Some(warning) = default_image(installation) {
                 // Nothing depends on it.
                 let _ = writeln!(err, "{warning}");
             }
-            documents(&admission::objects(installation))
+            let mut objects = admission::objects(installation);
+            objects.extend(controller.iter().flat_map(|scope| rights::objects(installation, scope)));
+            documents(&objects)
         }
         Values::OfChart => chart(),
     };

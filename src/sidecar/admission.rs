@@ -16,6 +16,7 @@ use super::{Installation, SYSTEM_NAMESPACES};
 use variables::{Subject, Variables};
 
 mod mutation;
+pub mod rights;
 pub mod trust;
 mod validation;
 mod variables;
@@ -63,22 +64,14 @@ pub fn cluster_objects() -> Vec<Value> {
 /// The objects of each namespace that is served, with [`markers`]: its pods may watch the ConfigMap with the policy.
 pub fn namespace_objects() -> [Value; 2] {
     let metadata = json!({"name": NAME, "namespace": markers::NAMESPACE, "labels": labels()});
-    let role = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata,
-        "rules": [{
-            "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [markers::POLICY_CONFIGMAP],
-            "verbs": ["get", "list", "watch"],
-        }],
+    let rules = json!([{
+        "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [markers::POLICY_CONFIGMAP],
+        "verbs": ["get", "list", "watch"],
+    }]);
+    let subject = json!({
+        "apiGroup": rights::API, "kind": "Group", "name": format!("system:serviceaccounts:{}", markers::NAMESPACE),
     });
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NAME},
-        "subjects": [{
-            "apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
-            "name": format!("system:serviceaccounts:{}", markers::NAMESPACE),
-        }],
-    });
-    [role, binding]
+    rights::role(metadata, rules, subject)
 }
 
 /// Every object of an installation.

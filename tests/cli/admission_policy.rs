@@ -22,6 +22,12 @@ fn objects(stream: &str) -> Vec<Value> {
         .collect()
 }
 
+/// Kind, namespace and name of an object.
+fn title(object: &Value) -> String {
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    format!("{} {}/{}", text("/kind"), text("/metadata/namespace"), text("/metadata/name"))
+}
+
 /// The hash in the label of the pods.
 fn hash(stream: &str) -> String {
     let (_, label) = stream.split_once("'callback-guard.io/injected': '").expect("the label");
@@ -100,6 +106,8 @@ fn a_template_takes_no_other_flag() {
         "--tls-secret a",
         "--set workers=2",
         "--image-pull-secrets a",
+        "--trust-namespaces a",
+        "--external-tls a",
     ] {
         let ran = folder.run(&format!("admission-policy --helm {other}")).code(2).out("");
         ran.problems_of(&["--helm"], BEHIND).err_has("from the chart's values: remove the other flags\n");
@@ -128,13 +136,7 @@ fn has_marker(text: &str) -> bool {
 fn the_objects_are_there_in_the_order_in_which_they_are_applied() {
     let printed = printed(GOOD);
     let objects = objects(&printed);
-    let names: Vec<_> = objects
-        .iter()
-        .map(|object| {
-            let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-            format!("{} {}/{}", text("/kind"), text("/metadata/namespace"), text("/metadata/name"))
-        })
-        .collect();
+    let names: Vec<_> = objects.iter().map(title).collect();
     let expected = [
         "MutatingAdmissionPolicy /callback-guard",
         "MutatingAdmissionPolicyBinding /callback-guard-pod",
@@ -232,6 +234,147 @@ fn the_policy_has_the_label_that_it_writes_and_no_other_object_has_it() {
     );
     let label = format!("{}-{}", env!("CARGO_PKG_VERSION"), hash(&printed));
     assert_eq!(labeled[0]["metadata"]["labels"]["callback-guard.io/injected"], label);
+}
+
+const CONTROLLER: &str = " --controller --trust-namespaces openim,a,other --trust-namespaces openim --external-tls b --tls-secret t";
+
+/// The rights of each Role that is printed for the controller: its title, and a line for each resource.
+fn rights(stream: &str) -> Vec<(String, Vec<String>)> {
+    let list = |value: &Value| {
+        let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+        texts.collect::<Vec<_>>().join(",")
+    };
+    let line = |rule: &Value| {
+        let (group, resources) = (list(&rule["apiGroups"]), list(&rule["resources"]));
+        let names =
+            if rule["resourceNames"].is_null() { "*".to_owned() } else { list(&rule["resourceNames"]) };
+        format!("{group}/{resources} {names}: {}", list(&rule["verbs"]))
+    };
+    let roles = objects(stream)
+        .into_iter()
+        .filter(|object| object["metadata"]["name"] == "callback-guard-controller");
+    let roles = roles.filter(|object| object["rules"].is_array());
+    roles
+        .map(|role| (title(&role), role["rules"].as_array().expect("rules").iter().map(line).collect()))
+        .collect()
+}
+
+#[test]
+fn the_controller_gets_a_service_account_and_the_least_rights_in_each_namespace() {
+    let plain = printed(&format!("{GOOD} --tls-secret t"));
+    let with_controller = printed(&format!("{GOOD}{CONTROLLER}"));
+    let added = with_controller.strip_prefix(&plain).expect("what is printed without it comes first");
+    let titles: Vec<_> = objects(added).iter().map(title).collect();
+    let name = "callback-guard-controller";
+    let mut expected = vec![format!("ServiceAccount guard/{name}")];
+    for namespace in ["guard", "a", "b", "openim", "other"] {
+        expected.extend(["Role", "RoleBinding"].map(|kind| format!("{kind} {namespace}/{name}")));
+    }
+    expected.extend(["ClusterRole", "ClusterRoleBinding"].map(|kind| format!("{kind} /{name}")));
+    assert_eq!(titles, expected);
+
+    let served = [
+        "/configmaps *: get,list,watch",
+        "/configmaps callback-guard-ca,callback-guard-policy: create,patch",
+        "/pods *: list,watch",
+        "/events *: create,patch",
+    ];
+    let trusting = ["/configmaps callback-guard-ca: list,watch,create,patch"];
+    let expected = [
+        (
+            "Role guard",
+            vec![
+                "/secrets callback-guard-ca: list,watch,create,patch",
+                "coordination.k8s.io/leases callback-guard-controller: list,watch,create,patch,update",
+                "/events *: create,patch",
+            ],
+        ),
+        ("Role a", [&["/secrets t: list,watch,create,patch"], &served[..]].concat()),
+        ("Role b", served.to_vec()),
+        ("Role openim", trusting.to_vec()),
+        ("Role other", trusting.to_vec()),
+        (
+            "ClusterRole ",
+            vec![
+                "/namespaces a,b: list,watch",
+                "admissionregistration.k8s.io/mutatingadmissionpolicies callback-guard: list,watch",
+            ],
+        ),
+    ];
+    let found = rights(added);
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for ((title, rights), (role, expected)) in found.into_iter().zip(expected) {
+        assert_eq!(
+            (title, rights),
+            (format!("{role}/{name}"), expected.into_iter().map(str::to_owned).collect())
+        );
+    }
+}
+
+#[test]
+fn every_binding_of_the_controller_is_of_its_role_to_its_service_account() {
+    let objects = objects(&printed(&format!("{GOOD}{CONTROLLER}")));
+    let name = "callback-guard-controller";
+    let ours: Vec<_> = objects.iter().filter(|object| object["metadata"]["name"] == name).collect();
+    let bindings: Vec<_> = ours.iter().filter(|object| object["subjects"].is_array()).collect();
+    assert_eq!(bindings.len(), 6);
+    for binding in bindings {
+        let subject = serde_json::json!({"kind": "ServiceAccount", "name": name, "namespace": "guard"});
+        assert_eq!(binding["subjects"], serde_json::json!([subject]));
+        let role = ours.iter().find(|object| {
+            object["kind"] == binding["roleRef"]["kind"]
+                && object["metadata"]["namespace"] == binding["metadata"]["namespace"]
+        });
+        let role = role.unwrap_or_else(|| panic!("{binding}"));
+        assert_eq!(binding["kind"], format!("{}Binding", role["kind"].as_str().expect("a kind")));
+        assert_eq!((&binding["roleRef"]["name"], &role["metadata"]["name"]), (&name.into(), &name.into()));
+    }
+}
+
+#[test]
+fn mistakes_about_the_controller_are_reported_at_once() {
+    let folder = Folder::new();
+    for (line, flags, sentence) in [
+        ("--controller", &["--own-namespace"][..], "--own-namespace: is missing beside --controller\n"),
+        ("--controller --own-namespace=", &["--own-namespace"], "is missing beside --controller"),
+        ("--controller=yes", &["--controller"], "--controller: \"yes\" is none of true, false\n"),
+        (
+            "--helm=x --controller=y",
+            &["--helm", "--controller"],
+            "--controller: \"y\" is none of true, false\n",
+        ),
+        ("--trust-namespaces b", &["--trust-namespaces"], "--trust-namespaces: needs --controller\n"),
+        ("--external-tls a", &["--external-tls"], "--external-tls: needs --controller\n"),
+        ("--controller=false --external-tls a", &["--external-tls"], "needs --controller"),
+        (
+            "--controller --own-namespace g --trust-namespaces B,kube-system,g --external-tls A/b,c",
+            &[
+                "--trust-namespaces",
+                "--trust-namespaces",
+                "--trust-namespaces",
+                "--external-tls",
+                "--external-tls",
+            ],
+            "--external-tls: \"c\" is not in --namespaces\n",
+        ),
+    ] {
+        let ran = folder.run(&format!("admission-policy --namespaces a {line}")).code(2).out("");
+        ran.problems_of(flags, BEHIND).err_has(sentence);
+    }
+    let ran = folder.run(
+        "admission-policy --namespaces a --own-namespace g --controller --trust-namespaces g,kube-system",
+    );
+    ran.err_has("--trust-namespaces: \"g\" is --own-namespace, whose pods never get the CA\n")
+        .err_has("--trust-namespaces: \"kube-system\": pods there never get the CA\n");
+    let both = folder.run("admission-policy --helm --controller").code(2).out("");
+    both.problems_of(&["--controller"], BEHIND)
+        .err_has("--controller: cannot be combined with --helm: remove one of them\n");
+    // Negative twins.
+    folder.run("admission-policy --helm --controller=false --trust-namespaces=").code(0);
+    folder.run("admission-policy --namespaces a --controller --own-namespace g").code(0);
+    let lists = ("CALLBACK_GUARD_TRUST_NAMESPACES", "CALLBACK_GUARD_EXTERNAL_TLS");
+    let program = folder.program("admission-policy --namespaces a").env(lists.0, "").env(lists.1, "");
+    program.run().code(0);
 }
 
 #[test]

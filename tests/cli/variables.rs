@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use crate::program::Folder;
 
 /// A command line on which one variable more shows its effect: it ends at once, with exit code 1 or 2.
-const LINES: [(&str, &str); 8] = [
+const LINES: [(&str, &str); 9] = [
     // A policy is required, and there is none; nor is there a certificate.
     ("proxy", "proxy --require-policy"),
     ("drain", "drain"),
     ("inject", "inject --filename /no/manifest"),
     ("uninject", "uninject"),
+    ("admission-policy", "admission-policy --namespaces a --image x"),
     ("check", "check /no/policy"),
     ("explain", "explain --callback /no/callback"),
     ("simulate", "simulate https://127.0.0.1:1"),
@@ -24,7 +25,7 @@ const IN_THE_LOG: &str = "--override-file";
 const WRONG: &str = " ";
 
 /// Where a value is right whatever it is, or its effect is told elsewhere: subcommand, flag, value, and what is told then.
-const EFFECTS: [(&str, &str, &str, &str); 14] = [
+const EFFECTS: [(&str, &str, &str, &str); 16] = [
     ("proxy", "--tls-cert", "/n", "--tls-key: is missing beside --tls-cert"),
     ("proxy", "--tls-key", "/n", "--tls-cert: is missing beside --tls-key"),
     ("proxy", "--policy-file", "/n", "--policy-file: /n: no such file"),
@@ -33,6 +34,8 @@ const EFFECTS: [(&str, &str, &str, &str); 14] = [
     ("proxy", "--policy-cache", "/n", "--policy-cache: needs --policy-configmap"),
     ("inject", "--filename", "/a,/b", "/b: cannot be read"),
     ("uninject", "--filename", "/a,/b", "/b: cannot be read"),
+    ("admission-policy", "--namespaces", "A", "--namespaces: Invalid value: \"A\""),
+    ("admission-policy", "--image", " ", "--image: Invalid value: \" \""),
     ("explain", "--policy", "/n", "--policy: /n: "),
     ("explain", "--override", "/n", "--override: /n: "),
     ("explain", "--callback", "/n", "--callback: /n: "),

@@ -23,4 +23,5 @@ mod ends;
 mod image;
 mod pods;
 mod proof;
+mod rights;
 mod watch;

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use super::Problems;
 use crate::cli::admission_policy::{AdmissionPolicy, Values};
 use crate::cli::inject::{Manifests, Task};
+use crate::sidecar::admission::rights::Scope;
 use crate::sidecar::annotations::{Kind, PREFIX, setting, settings};
-use crate::sidecar::{self, IMAGE, Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
+use crate::sidecar::{
+    self, IMAGE, Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET, annotations,
+};
 
 /// What holds for all pods of an installation, as typed.
 #[derive(Debug, clap::Args)]
@@ -79,6 +82,36 @@ pub(super) struct InjectArgs {
     installation: InstallationArgs,
 }
 
+/// Whose rights are to be printed, as typed.
+#[derive(Debug, clap::Args)]
+struct RightsArgs {
+    /// Also print the service account of `callback-guard controller` and its rights. Needs the flag --own-namespace
+    #[arg(long, env = "CALLBACK_GUARD_CONTROLLER", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
+          default_value = "false", default_missing_value = "true", hide_default_value = true,
+          require_equals = true)]
+    controller: String,
+    /// Namespace of OpenIM, where the controller publishes its CA certificate and nothing else. May be repeated, or hold
+    /// several with commas
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_TRUST_NAMESPACES",
+        hide_env_values = true,
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    trust_namespaces: Vec<String>,
+    /// Served namespace whose TLS Secret you provide yourself, so that the controller gets no right to it. May be
+    /// repeated, or hold several with commas
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_EXTERNAL_TLS",
+        hide_env_values = true,
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    external_tls: Vec<String>,
+}
+
 /// `admission-policy` as typed.
 #[derive(Debug, clap::Args)]
 pub(super) struct AdmissionPolicyArgs {
@@ -96,6 +129,8 @@ pub(super) struct AdmissionPolicyArgs {
     own_namespace: Option<String>,
     #[command(flatten)]
     installation: InstallationArgs,
+    #[command(flatten)]
+    rights: RightsArgs,
     /// Print a Helm template that takes all of this from the chart's values
     #[arg(long, env = "CALLBACK_GUARD_HELM", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", hide_default_value = true,
@@ -180,6 +215,46 @@ impl InjectArgs {
     }
 }
 
+impl RightsArgs {
+    /// Whether any namespace was typed.
+    fn has_namespaces(&self) -> bool {
+        self.trust_namespaces.iter().chain(&self.external_tls).any(|name| !name.is_empty())
+    }
+
+    /// `None` without the controller.
+    fn read(self, own: Option<&str>, namespaces: &[String], problems: &mut Problems) -> Option<Scope> {
+        let is_wanted = problems.switch("--controller", &self.controller);
+        let read = |flag, texts, problems: &mut Problems| {
+            let names = names(flag, Kind::Namespace, texts, problems);
+            if is_wanted == Some(false) && !names.is_empty() {
+                problems.add(flag, "needs --controller");
+            }
+            names
+        };
+        let trust_namespaces = read("--trust-namespaces", self.trust_namespaces, problems);
+        for name in &trust_namespaces {
+            if SYSTEM_NAMESPACES.contains(&name.as_str()) {
+                problems.add("--trust-namespaces", format!("{name:?}: pods there never get the CA"));
+            }
+            if own == Some(name) {
+                let problem = format!("{name:?} is --own-namespace, whose pods never get the CA");
+                problems.add("--trust-namespaces", problem);
+            }
+        }
+        let external_tls = read("--external-tls", self.external_tls, problems);
+        for name in external_tls.iter().filter(|name| !namespaces.contains(name)) {
+            if Kind::Namespace.check(name).is_ok() {
+                problems.add("--external-tls", format!("{name:?} is not in --namespaces"));
+            }
+        }
+        if is_wanted == Some(true) && own.is_none() {
+            problems.add("--own-namespace", "is missing beside --controller");
+        }
+        let own_namespace = own.filter(|_| is_wanted == Some(true))?.to_owned();
+        Some(Scope { own_namespace, trust_namespaces, external_tls })
+    }
+}
+
 impl AdmissionPolicyArgs {
     pub(super) fn read(self, problems: &mut Problems) -> Option<AdmissionPolicy> {
         let helm = problems.switch("--helm", &self.helm);
@@ -198,24 +273,27 @@ impl AdmissionPolicyArgs {
                 );
             }
         }
-        for system in crate::sidecar::SYSTEM_NAMESPACES {
-            if namespaces.iter().any(|name| name == system) {
-                problems.add("--namespaces", format!("{system:?}: pods there never get a sidecar"));
-            }
+        for name in namespaces.iter().filter(|name| SYSTEM_NAMESPACES.contains(&name.as_str())) {
+            problems.add("--namespaces", format!("{name:?}: pods there never get a sidecar"));
         }
         let mut installation = self.installation.read(problems);
-        if helm? {
+        if helm == Some(true) {
             let own = installation == Installation::of_image(IMAGE);
-            if has_namespaces || own_namespace.is_some() || !own {
+            if has_namespaces || own_namespace.is_some() || !own || self.rights.has_namespaces() {
                 problems.add(
                     "--helm",
                     "takes the namespaces and settings from the chart's values: remove the other flags",
                 );
             }
+            if problems.switch("--controller", &self.rights.controller) == Some(true) {
+                problems.add("--controller", "cannot be combined with --helm: remove one of them");
+            }
             return Some(AdmissionPolicy { values: Values::OfChart });
         }
+        let controller = self.rights.read(own_namespace.as_deref(), &namespaces, problems);
+        helm?;
         installation.own_namespace = own_namespace;
         installation.namespaces = Some(namespaces);
-        Some(AdmissionPolicy { values: Values::Are(Box::new(installation)) })
+        Some(AdmissionPolicy { values: Values::Are { installation: Box::new(installation), controller } })
     }
 }
