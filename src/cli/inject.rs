@@ -5,7 +5,7 @@
 
 mod documents;
 mod emit;
-mod surroundings;
+mod neighbors;
 mod tree;
 
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ use crate::sidecar::annotations::{Annotation, INJECT, PREFIX, label_pointer};
 use crate::sidecar::patch::{Operation, unescaped};
 use crate::sidecar::workload::{self, Workload};
 use crate::sidecar::{self, Injection, Installation, Layer, Notice, Problem, Reason, Removal, Request};
-use surroundings::{Surroundings, is_of_interest};
+use neighbors::{Neighbors, is_of_interest};
 
 /// What is to be done with the pods.
 #[derive(Clone, Debug)]
@@ -46,12 +46,8 @@ pub struct Manifests {
 /// Reads every file, writes all of them to `out` and a line for each pod to `err`. Returns the exit code: 0 when
 /// every pod was changed or skipped, 1 when there was a problem, and then nothing is written to `out`.
 pub fn run(config: &Manifests, stdin: &mut dyn Read, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let mut run = Run {
-        task: &config.task,
-        surroundings: Rc::default(),
-        notes: String::new(),
-        problems: String::new(),
-    };
+    let mut run =
+        Run { task: &config.task, neighbors: Rc::default(), notes: String::new(), problems: String::new() };
     let mut texts = Vec::new();
     for file in &config.files {
         match check::read(file, stdin) {
@@ -107,7 +103,7 @@ fn join(written: &mut String, text: &str) {
 struct Run<'r> {
     task: &'r Task,
     /// What the manifests say beside the pods.
-    surroundings: Rc<Surroundings>,
+    neighbors: Rc<Neighbors>,
     /// What became of the pods, a line each.
     notes: String,
     /// What is wrong, a line each.
@@ -143,8 +139,8 @@ impl Run<'_> {
             let Some(root) = spec::documents(whole, MANIFESTS).0.into_iter().next() else { continue };
             let kind = root.get("kind").and_then(|kind| kind.scalar()).unwrap_or_default();
             let Some(tree) = is_of_interest(kind).then(|| Tree::of(&root).ok()).flatten() else { continue };
-            let surroundings = Rc::get_mut(&mut self.surroundings).expect("no pod is being changed yet");
-            let objects = surroundings.add(&tree.to_json());
+            let neighbors = Rc::get_mut(&mut self.neighbors).expect("no pod is being changed yet");
+            let objects = neighbors.add(&tree.to_json());
             for (pointer, message) in objects {
                 let at = position(&root, &pointer);
                 let place = format!("{place}:{}:{}", at.line + document.line - 1, at.column);
@@ -292,10 +288,10 @@ impl Run<'_> {
             }
         }
         let namespace = workload.namespace.as_deref();
-        let surroundings = Rc::clone(&self.surroundings);
+        let neighbors = Rc::clone(&self.neighbors);
         let request = Request {
             namespace,
-            namespace_metadata: namespace.and_then(|name| surroundings.namespace(name)),
+            namespace_metadata: namespace.and_then(|name| neighbors.namespace(name)),
             by_name: true,
         };
         let injection = if out {
@@ -309,7 +305,7 @@ impl Run<'_> {
                 for warning in warnings {
                     self.note(title, &format!("warning: {warning}"));
                 }
-                for note in surroundings.notes(pod, namespace, upstream, ports) {
+                for note in neighbors.notes(pod, namespace, upstream, ports) {
                     self.note(title, &note);
                 }
                 if selects_by_its_labels(object, workload) {
@@ -350,7 +346,7 @@ impl Run<'_> {
                 self.problem(&place, &format!("{title}: {}: {message}", shown(&pointer)));
             }
             // Reported with the namespace, once for all its pods.
-            Layer::Namespace if self.surroundings.has_problem(workload.namespace.as_deref(), &pointer) => {}
+            Layer::Namespace if self.neighbors.has_problem(workload.namespace.as_deref(), &pointer) => {}
             Layer::Namespace | Layer::Installation => {
                 let whose =
                     if layer == Layer::Namespace { "its namespace" } else { "the installation (--set)" };

@@ -10,7 +10,7 @@ use crate::sidecar::{Upstream, contradictions_of_namespace, unsupported_label};
 
 /// The namespaces and Services of a run.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Surroundings {
+pub(super) struct Neighbors {
     /// The metadata of each namespace.
     namespaces: BTreeMap<String, Json>,
     services: Vec<Service>,
@@ -23,7 +23,7 @@ pub(super) fn is_of_interest(kind: &str) -> bool {
     matches!(kind, "Namespace" | "Service") || kind.ends_with("List")
 }
 
-impl Surroundings {
+impl Neighbors {
     /// Takes down the objects of a document, those of lists too. Returns what is wrong with the labels and annotations of
     /// namespaces: a pointer within the document, and the problem.
     pub(super) fn add(&mut self, document: &Json) -> Vec<(String, String)> {
