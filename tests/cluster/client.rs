@@ -34,6 +34,8 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     /// The texts of its warnings.
     pub(crate) warnings: Vec<String>,
+    /// The request in the audit log.
+    pub(crate) audit_id: String,
     /// The object, or a Status.
     pub(crate) body: Value,
 }
@@ -105,8 +107,10 @@ impl Client {
             let warnings = head.headers.get_all("warning").iter();
             let warnings =
                 warnings.map(|value| warning(&String::from_utf8_lossy(value.as_bytes()))).collect();
+            let audit_id = head.headers.get("audit-id").and_then(|value| value.to_str().ok());
+            let audit_id = audit_id.unwrap_or_default().to_owned();
             let body = serde_json::from_slice(&body).unwrap_or_default();
-            Ok((sender, Reply { status: head.status.as_u16(), warnings, body }))
+            Ok((sender, Reply { status: head.status.as_u16(), warnings, audit_id, body }))
         };
         let done = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
         let (sender, reply) = done.unwrap_or_else(|_| Err("no answer in time".to_owned()))?;

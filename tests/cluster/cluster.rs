@@ -648,6 +648,13 @@ pub(crate) fn run(command: &mut Command, input: Option<&str>) -> Result<String, 
     if done.status.success() { Ok(output) } else { Err(format!("{}: {errors}{output}", done.status)) }
 }
 
+/// Sends a signal to a child of this process that was not waited for yet, so that its number is its own.
+pub(crate) fn signal(child: u32, signal: i32) {
+    let pid = libc::pid_t::try_from(child).expect("a pid");
+    // SAFETY: no memory is involved.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

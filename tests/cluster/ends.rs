@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 
-use super::cluster::{Cluster, Line, Stage, can_hold, clean, run};
+use super::cluster::{Cluster, Line, Stage, can_hold, clean, run, signal};
 use super::remains::{Remains, cgroups};
 
 const POD: &str = r#"
@@ -16,13 +16,6 @@ spec:
   containers:
   - {name: app, image: "callback-guard.test/app:1", args: [serve]}
 "#;
-
-fn signal(pid: u32, signal: i32) {
-    let pid = libc::pid_t::try_from(pid).expect("a pid");
-    // SAFETY: no memory is involved. The supervisor is a child of this process that has not been waited for, so its pid
-    // is its own.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
-}
 
 /// A node of its own with a pod on it, and everything it consists of.
 fn node() -> (Cluster, Remains) {

@@ -3,6 +3,7 @@
 //!
 //! Where the machine cannot hold a cluster, these tests pass without a check and `tests/run` says so; in CI they fail.
 
+mod audit;
 mod client;
 mod cluster;
 mod cost;
