@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::client::{Client, Reply};
 use super::cluster::{Cluster, Stage, clean, eventually, run};
 
+mod audited;
 mod census;
 mod equality;
 mod labels;
