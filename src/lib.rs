@@ -38,6 +38,7 @@ pub mod wire;
 pub mod files;
 pub mod cgroup;
 pub mod tls;
+pub mod authority;
 pub mod basic_auth;
 pub mod upstream;
 pub mod settle;

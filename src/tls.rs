@@ -90,6 +90,16 @@ impl Credentials {
     pub fn validity(&self) -> Validity {
         self.validity
     }
+
+    /// The server's own certificate and those after it, in their order.
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
+    }
+}
+
+/// The certificates of a chain file in their order; never empty.
+pub(crate) fn certificates(content: &[u8]) -> Result<Vec<CertificateDer<'static>>, Problem> {
+    Ok(chain(content)?.into_iter().map(|(_, der)| der).collect())
 }
 
 /// The certificates of a chain file, each with its line; never empty.
@@ -127,7 +137,7 @@ fn usable_key(content: &[u8]) -> Result<(), Problem> {
 }
 
 /// The one private key of a key file.
-fn private_key(content: &[u8]) -> Result<PrivateKeyDer<'static>, Problem> {
+pub(crate) fn private_key(content: &[u8]) -> Result<PrivateKeyDer<'static>, Problem> {
     let mut key = None;
     let (mut found, mut certificates) = (0, 0);
     for block in pem::blocks(content)? {

@@ -155,10 +155,11 @@ fn floors_point_down() {
 
 /// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
 /// another step towards a knot, and has a reason.
-const EDGES: [(&str, &str, &str); 17] = [
+const EDGES: [(&str, &str, &str); 18] = [
     ("wire", "held", "a body is read under its share of the bytes held"),
     ("cgroup", "files", "the kernel's files are read with a bound"),
     ("tls", "files", "certificates are watched files"),
+    ("authority", "tls", "pairs are proved and dates are read in the same way"),
     ("basic_auth", "files", "credentials are a watched file"),
     ("upstream", "held", "an answer is read under its share of the bytes held"),
     ("upstream", "wire", "both sides write slices and drop headers of one hop in the same way"),
