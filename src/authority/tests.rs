@@ -877,3 +877,278 @@ mod stored {
         Authority::from_data(&openssl(EC, &format!("{request} /CN=Root"))).unwrap();
     }
 }
+
+mod simulated {
+    use super::*;
+
+    /// The same numbers for the same seed (splitmix64).
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut x = self.0;
+            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ (x >> 31)
+        }
+
+        /// From `least` to `most`.
+        fn within(&mut self, least: i64, most: i64) -> i64 {
+            let range = u64::try_from(most - least).unwrap() + 1;
+            least + i64::try_from(self.next() % range).unwrap()
+        }
+
+        fn one_in(&mut self, count: i64) -> bool {
+            self.within(1, count) == 1
+        }
+
+        /// A lifetime of CAs of this size, between half of it and all of it.
+        fn lifetimes(&mut self, most: i64) -> Lifetimes {
+            let authority = self.within(most / 2, most).max(SHORTEST);
+            lifetimes(authority, authority / self.within(2, 6))
+        }
+    }
+
+    /// Which clocks are wrong at times, the machine's and the API server's.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Wrong {
+        None,
+        /// One of them, by up to two days.
+        One,
+        /// Both by the same, up to a day; behind by less than makes certificates expire before their renewal.
+        Both,
+    }
+
+    /// A client that loaded the bundle once.
+    struct Client {
+        roots: Vec<CaCertificate>,
+        /// When the CA expires that was the next one.
+        until: i64,
+        /// How often the present CA had been replaced.
+        replaced: usize,
+    }
+
+    /// What the runs reached, so that no claim holds for want of a case.
+    #[derive(Default, Debug)]
+    struct Reached {
+        renewed: usize,
+        replaced: usize,
+        replaced_twice_at_once: usize,
+        replaced_too_often: usize,
+        connected: usize,
+        /// Would not have connected without the cross certificates.
+        needed_cross: usize,
+        refused_after_expiry: usize,
+    }
+
+    struct Run<'a> {
+        random: Random,
+        lifetimes: Lifetimes,
+        wrong: Wrong,
+        time: i64,
+        machine: i64,
+        api_server: i64,
+        /// The latest that both clocks agreed on: what expired before it is gone.
+        agreed: i64,
+        authority: Authority,
+        served: Option<Signed>,
+        clients: Vec<Client>,
+        replaced: usize,
+        renewed: usize,
+        /// How often a clock or the lifetimes changed, or the controller came back.
+        disturbed: f64,
+        reached: &'a mut Reached,
+    }
+
+    impl<'a> Run<'a> {
+        fn new(seed: u64, reached: &'a mut Reached) -> Self {
+            let mut random = Random(seed);
+            // From seconds to 12 years, each order of magnitude as often.
+            let most = SHORTEST << random.within(1, 26);
+            let lifetimes = random.lifetimes(most);
+            let wrong = [Wrong::None, Wrong::One, Wrong::Both][usize::try_from(random.within(0, 2)).unwrap()];
+            let time = NOW + random.within(0, 365 * DAY);
+            let authority = Authority::new(&lifetimes, at(time));
+            Run {
+                random,
+                lifetimes,
+                wrong,
+                time,
+                machine: 0,
+                api_server: 0,
+                agreed: time,
+                authority,
+                served: None,
+                clients: Vec::new(),
+                replaced: 0,
+                renewed: 0,
+                disturbed: 0.0,
+                reached,
+            }
+        }
+
+        fn clocks(&self) -> Clocks {
+            Clocks::new(self.time + self.machine, self.time + self.api_server)
+        }
+
+        fn disturb(&mut self) {
+            let (mut machine, mut api_server) = (0, 0);
+            if !self.random.one_in(3) {
+                match self.wrong {
+                    Wrong::None => {}
+                    Wrong::One => {
+                        let offset = self.random.within(-2 * DAY, 2 * DAY);
+                        if self.random.one_in(2) { machine = offset } else { api_server = offset }
+                    }
+                    Wrong::Both => {
+                        let behind = (self.lifetimes.certificate_seconds() / 8).min(DAY);
+                        machine = self.random.within(-behind, DAY);
+                        api_server = machine;
+                    }
+                }
+            }
+            (self.machine, self.api_server) = (machine, api_server);
+            if self.random.one_in(8) {
+                // Flags that were changed: to a fourth of it, or up to four times as long.
+                let most = self.lifetimes.authority_seconds() / 2 * self.random.within(1, 8);
+                self.lifetimes = self.random.lifetimes(most);
+            }
+            self.disturbed += 1.0;
+        }
+
+        /// What the controller does at each look, and how many certificates it signed.
+        fn control(&mut self) -> usize {
+            let clocks = self.clocks();
+            if let Some(rolled) = self.authority.rolled(&self.lifetimes, clocks) {
+                let present = &self.authority.present.certificate;
+                // The place of the one that was present tells how often it was replaced.
+                let place = rolled.certificates().position(|ca| ca == present);
+                let replaced = place.map_or(2, |place| place - 1);
+                self.replaced += replaced;
+                self.reached.replaced += replaced;
+                self.reached.replaced_twice_at_once += usize::from(replaced == 2);
+                self.authority = Authority::from_data(&bytes(rolled.to_data())).unwrap();
+                assert!(self.authority.rolled(&self.lifetimes, clocks).is_none());
+            }
+            if self.judge(clocks) {
+                return 0;
+            }
+            self.served = Some(self.authority.sign(&names(), &self.lifetimes, clocks).unwrap());
+            assert!(self.judge(clocks), "what was signed now is due now");
+            1
+        }
+
+        fn judge(&self, clocks: Clocks) -> bool {
+            self.served.as_ref().is_some_and(|Signed { chain_pem, key_pem, .. }| {
+                let (chain, key) = (chain_pem.as_bytes(), key_pem.as_bytes());
+                let state = self.authority.judge(chain, key, &names(), &self.lifetimes, clocks);
+                matches!(state, CertificateState::Good { .. })
+            })
+        }
+
+        /// Every client whose second CA has not expired connects at the true time.
+        fn connect(&mut self, served: &Signed) {
+            let time = self.time;
+            assert!(time <= served.not_after, "served {} s past notAfter", time - served.not_after);
+            let end = "-----END CERTIFICATE-----\n";
+            let (leaf, _) = served.chain_pem.split_once(end).unwrap();
+            for client in &self.clients {
+                let result = connects(&client.roots, &served.chain_pem, &names(), time);
+                if client.until < time.max(self.agreed) {
+                    self.reached.refused_after_expiry += usize::from(result.is_err());
+                    continue;
+                }
+                let replaced = self.replaced - client.replaced;
+                // More cross certificates are not kept.
+                if replaced > usize::from(MAX_CROSSES) {
+                    self.reached.replaced_too_often += 1;
+                    continue;
+                }
+                assert_eq!(result, Ok(()), "{replaced} CAs later");
+                self.reached.connected += 1;
+                let without = connects(&client.roots, &format!("{leaf}{end}"), &names(), time);
+                self.reached.needed_cross += usize::from(without.is_err());
+            }
+            let (time, agreed) = (self.time, self.agreed);
+            self.clients.retain(|client| client.until >= time.max(agreed));
+        }
+
+        fn client_starts(&mut self) {
+            let roots = roots(&self.authority.bundle(self.clocks()));
+            if self.clients.last().is_none_or(|last| last.roots != roots) {
+                let until = self.authority.next.as_ref().unwrap().ca.certificate.validity.not_after;
+                self.clients.push(Client { roots, until, replaced: self.replaced });
+            }
+        }
+
+        fn play(&mut self, steps: usize) {
+            // How many CAs and certificates there may be, in the time that passes.
+            let (mut cas, mut certificates) = (1.0, 1.0);
+            let mut was_away = false;
+            for _ in 0..steps {
+                self.agreed = self.agreed.max(self.clocks().earlier);
+                let before = self.served.clone();
+                let signed = self.control();
+                assert_eq!(self.control(), 0, "a second look at the same time signs again");
+                self.renewed += signed;
+                self.reached.renewed += signed;
+                if signed > 0 {
+                    // Up to now the old one was served, and from now on the new one is.
+                    if let Some(before) = before.filter(|_| !was_away) {
+                        self.connect(&before);
+                    }
+                    let served = self.served.clone().unwrap();
+                    self.connect(&served);
+                }
+                self.client_starts();
+
+                let (authority, certificate) =
+                    (self.lifetimes.authority_seconds(), self.lifetimes.certificate_seconds());
+                was_away = self.random.one_in(40);
+                let step = if was_away { 3 * authority } else { (certificate / 6).max(1) };
+                let step = self.random.within(1, step);
+                self.time += step;
+                if was_away {
+                    self.disturbed += 1.0;
+                } else if self.random.one_in(30) {
+                    self.disturb();
+                }
+                cas += seconds_f64(step) / seconds_f64(authority - certificate);
+                certificates += seconds_f64(step) / seconds_f64(certificate - certificate / 3);
+            }
+            let cas = cas + 2.0 * self.disturbed;
+            assert!(count(self.replaced) <= cas, "{} CAs, and {cas} are enough", self.replaced);
+            let certificates = certificates + 2.0 * self.disturbed + count(self.replaced);
+            assert!(
+                count(self.renewed) <= certificates,
+                "{} signed, {certificates} are enough",
+                self.renewed
+            );
+        }
+    }
+
+    fn seconds_f64(seconds: i64) -> f64 {
+        Duration::from_secs(seconds.unsigned_abs()).as_secs_f64()
+    }
+
+    fn count(count: usize) -> f64 {
+        f64::from(u32::try_from(count).unwrap())
+    }
+
+    /// `CASES` scales it.
+    #[test]
+    fn every_client_connects_until_its_second_ca_expires_and_nothing_is_renewed_in_a_loop() {
+        let mut reached = Reached::default();
+        let cases = std::env::var("CASES").map_or(24, |cases| cases.parse().unwrap());
+        for seed in 0..cases {
+            eprintln!("seed {seed}");
+            Run::new(seed, &mut reached).play(150);
+        }
+        eprintln!("{reached:?}");
+        let Reached { renewed, replaced, connected, replaced_too_often, .. } = reached;
+        assert!(renewed > 100 && replaced > 50 && connected > 500, "{reached:?}");
+        assert!(reached.needed_cross > 50 && reached.refused_after_expiry > 50, "{reached:?}");
+        assert!(reached.replaced_twice_at_once > 10 && replaced_too_often < connected / 20, "{reached:?}");
+    }
+}
