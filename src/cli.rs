@@ -9,10 +9,12 @@ use args::Command;
 pub mod admission_policy;
 pub mod args;
 pub mod check;
+pub mod controller;
 pub mod demo;
 pub mod drain;
 pub mod explain;
 pub mod inject;
+mod process;
 pub mod proxy;
 pub mod simulate;
 
@@ -26,6 +28,7 @@ pub const USAGE: u8 = 2;
 pub fn run(arguments: &[OsString]) -> u8 {
     match args::parse(arguments) {
         Ok(Command::Proxy(config)) => proxy::run(*config),
+        Ok(Command::Controller(config)) => controller::run(*config),
         Ok(Command::Drain(config)) => drain::run(&config),
         Ok(Command::Explain(config)) => {
             explain::run(&config, &mut io::stdin(), &mut io::stdout(), SystemTime::now())

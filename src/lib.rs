@@ -57,5 +57,6 @@ pub mod source;
 pub mod server;
 pub mod proxy;
 pub mod admin;
+pub mod controller;
 // floor 3: the program.
 pub mod cli;

@@ -406,6 +406,8 @@ fn the_document_of_metrics_has_all_that_are_registered() {
          the series `NAME_bucket`, `NAME_sum` and `NAME_count`.\n",
     );
     text += &metrics_section("`callback-guard proxy`", Metrics::new(Counter::default()).entries());
+    let controller = callback_guard::controller::metrics::Metrics::new(Counter::default());
+    text += &metrics_section("`callback-guard controller`", controller.entries());
     generated("docs/metrics.md", &text);
 }
 

@@ -19,13 +19,16 @@ use problems::{Problems, path, socket};
 use proxy::ProxyArgs;
 use simulate::SimulateArgs;
 
+pub use controller::Controller;
 pub use problems::shown_size;
 pub use proxy::{ADMIN_PORT, LEAST_HELD, LISTEN_PORT, Proxy, TlsSource, any};
 
+mod controller;
 mod inject;
 mod lexer;
 mod problems;
 mod proxy;
+mod scope;
 mod simulate;
 
 /// Answers OpenIM's callbacks before a deadline, whatever the business app does.
@@ -43,6 +46,12 @@ struct Args {
 enum Typed {
     /// The sidecar: ends TLS, checks callbacks, asks the app, answers in time
     Proxy(Box<ProxyArgs>),
+    /// Keep certificates up to date, and report policies and pods that need attention
+    ///
+    /// In each served namespace it signs and renews the sidecars' certificate, publishes the CA, creates a policy to start
+    /// from, and reports invalid policies and unguarded pods as Events, metrics and log lines. Run it as a Deployment: of
+    /// several replicas one leads. Its rights are printed by callback-guard admission-policy --controller with the same flags.
+    Controller(Box<controller::ControllerArgs>),
     /// Tells the proxy of this pod that the pod is ending (the sidecar's preStop hook)
     Drain(DrainArgs),
     /// Inject the sidecar into the pods of manifests, and print all of them
@@ -168,6 +177,8 @@ impl ExplainArgs {
 pub enum Command {
     /// `proxy`
     Proxy(Box<Proxy>),
+    /// `controller`
+    Controller(Box<Controller>),
     /// `drain`
     Drain(Drain),
     /// `check`
@@ -274,6 +285,9 @@ impl Typed {
                     typed.read_files(problems);
                 }
                 proxy.map(|proxy| Command::Proxy(Box::new(proxy)))
+            }
+            Typed::Controller(typed) => {
+                typed.read(problems).map(|controller| Command::Controller(Box::new(controller)))
             }
             Typed::Drain(typed) => {
                 let admin = problems.read("--admin-listen", &typed.admin_listen, socket)?;

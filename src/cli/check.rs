@@ -164,11 +164,7 @@ impl Report {
             let problems = entry.problems.iter().map(|problem| ("", problem));
             let warnings = entry.warnings.iter().map(|warning| ("warning: ", warning));
             for (kind, problem) in problems.chain(warnings) {
-                let at = match (problem.line, problem.column) {
-                    (Some(line), Some(column)) => format!(":{line}:{column}"),
-                    (Some(line), None) => format!(":{line}"),
-                    (None, _) => String::new(),
-                };
+                let at = problem.place();
                 writeln!(text, "{place}{at}: {kind}{problem}").expect("writing to a string must not fail");
             }
         }

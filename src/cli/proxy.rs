@@ -8,14 +8,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use self::certificate::Certificate;
 use self::max_held::{Follower, Found};
 use super::args::{self, ADMIN_PORT, LISTEN_PORT};
+use super::process::{Signals, bind, local_runtime, report_panics};
 use crate::admin;
 use crate::admin::proxy::ProxyPages;
 use crate::basic_auth::{self, BasicAuth};
@@ -140,7 +139,8 @@ impl Loaded {
     }
 
     fn serve(self, config: &args::Proxy) -> u8 {
-        count_panics(&self.metrics);
+        let metrics = Arc::clone(&self.metrics);
+        report_panics(move || metrics.panicked());
         let (drain, watch) = Drain::new(Instant::now());
         let readiness = Readiness::default();
         let held = Held::new(config.max_held.unwrap_or(max_held::WITHOUT_LIMIT));
@@ -419,35 +419,6 @@ impl Drop for Dead {
     }
 }
 
-fn local_runtime() -> LocalRuntime {
-    Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .expect("a process that cannot make a runtime cannot serve")
-}
-
-/// SIGTERM, and SIGINT for people.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Signals> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
 /// Notes a problem, or several: a line each.
 fn note<T>(problems: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
     result.map_err(|text| problems.extend(text.lines().map(str::to_owned))).ok()
@@ -471,25 +442,6 @@ fn load_policy(config: &args::Proxy, publisher: &Publisher) -> (Kept, Result<(),
         false => problems.join("\n"),
     });
     (kept, if config.require_policy { required } else { Ok(()) })
-}
-
-fn bind(
-    flag: &str,
-    wanted: Option<std::net::SocketAddr>,
-    port: u16,
-    workers: usize,
-    take: fn(std::net::SocketAddr, usize) -> std::io::Result<Bound>,
-) -> Result<Bound, String> {
-    let named = |address: std::net::SocketAddr| {
-        take(address, workers).map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
-    };
-    let port = wanted.map_or(port, |address| address.port());
-    let [both, v4] = args::any(port);
-    match wanted {
-        // `[::]` means every address, where there is no IPv6 too: the sidecar is told its port in this way.
-        Some(address) if address != both => named(address),
-        Some(_) | None => take(both, workers).or_else(|_| named(v4)),
-    }
 }
 
 fn follow(config: &args::Proxy, publisher: Publisher, [policy, over]: [Option<Fingerprint>; 2], kept: Kept) {
@@ -545,16 +497,6 @@ fn reload(
 
 fn not_after(tls: &Tls) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(tls.validity().not_after).unwrap_or(0))
-}
-
-/// A panic is a bug of ours: it ends its own stream, is counted, and says where, not what: the what may hold content.
-fn count_panics(metrics: &Arc<Metrics>) {
-    let metrics = Arc::clone(metrics);
-    std::panic::set_hook(Box::new(move |panic| {
-        metrics.panicked();
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        error!(panic.place = place, "A bug: please report it");
-    }));
 }
 
 fn proxy_config(config: &args::Proxy) -> Config {

@@ -15,6 +15,14 @@ pub struct Problem {
     pub column: Option<u32>,
 }
 
+impl Problem {
+    /// Where it is in the text, to stand after the name of the text: `:2:12`, `:2`, or nothing.
+    pub fn place(&self) -> String {
+        let column = self.column.map(|column| format!(":{column}")).unwrap_or_default();
+        self.line.map(|line| format!(":{line}{column}")).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Problem {
     /// `path: message`; the message alone where there is no path. The position is left to who prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

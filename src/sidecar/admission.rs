@@ -119,7 +119,7 @@ pub fn template_hash() -> String {
 }
 
 /// The first 16 digits of a SHA-256 over texts, one a line: a chart computes the same with `sha256sum | trunc 16`.
-fn sha256(texts: &[&str]) -> String {
+pub(crate) fn sha256(texts: &[&str]) -> String {
     let digest = digest::digest(&digest::SHA256, texts.join("\n").as_bytes());
     digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -218,7 +218,8 @@ fn mutating(name: &str, label: &str, variables: &Variables, patch: &str) -> [Val
     [policy, of_pods, of_namespaces]
 }
 
-const MUTATING: &str = "MutatingAdmissionPolicy";
+/// The kind of a policy that changes objects.
+pub const MUTATING: &str = "MutatingAdmissionPolicy";
 const VALIDATING: &str = "ValidatingAdmissionPolicy";
 
 /// Selects what has the label `name` of ours with the value `enabled`.

@@ -4,7 +4,6 @@
 //! the key and a deleted one are reported as problems, and are not an empty policy. The ConfigMap is optional: one that has
 //! never existed is not a problem.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,6 +55,22 @@ impl fmt::Display for Name {
     }
 }
 
+/// The text of a key, if it has one.
+///
+/// # Errors
+///
+/// It is too large, or no text.
+pub fn text_of<'c>(object: &'c ConfigMap, key: &str) -> Result<Option<&'c str>, String> {
+    let binary = object.binary_data.as_ref().is_some_and(|binary| binary.contains_key(key));
+    match object.data.as_ref().and_then(|data| data.get(key)) {
+        Some(text) if text.len() > TEXT_LIMIT_BYTES => {
+            Err(format!("is {} bytes, at most {TEXT_LIMIT_BYTES} are read", text.len()))
+        }
+        None if binary => Err("stands in binaryData, expected UTF-8 text in data".to_owned()),
+        found => Ok(found.map(String::as_str)),
+    }
+}
+
 /// Where what a ConfigMap holds goes: in force, and to the cache. Policy and override each for itself.
 pub(super) struct Receiver {
     name: Name,
@@ -80,23 +95,14 @@ impl Receiver {
     pub(super) fn found(&mut self, found: ConfigMap) {
         self.publisher.delivered_from_cluster();
         self.publisher.watched().set_exists(true);
-        let revision = found.metadata.resource_version.unwrap_or_default();
+        let revision = found.metadata.resource_version.clone().unwrap_or_default();
         if !revision.is_empty() && self.seen.as_ref() == Some(&revision) {
             return;
         }
         self.seen = Some(revision.clone());
-        let data: BTreeMap<String, String> = found.data.unwrap_or_default();
-        let binary = |key: &str| found.binary_data.as_ref().is_some_and(|binary| binary.contains_key(key));
-        let text = |key: &str| match data.get(key) {
-            Some(text) if text.len() > TEXT_LIMIT_BYTES => {
-                Err(format!("is {} bytes, at most {TEXT_LIMIT_BYTES} are read", text.len()))
-            }
-            None if binary(key) => Err("stands in binaryData, expected UTF-8 text in data".to_owned()),
-            found => Ok(found.map(String::as_str)),
-        };
         let before = self.kept.clone();
-        self.over(text(OVERRIDE_KEY));
-        self.policy(text(POLICY_KEY), &revision);
+        self.over(text_of(&found, OVERRIDE_KEY));
+        self.policy(text_of(&found, POLICY_KEY), &revision);
         if let Some(keeper) = &self.keeper
             && self.kept != before
         {

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use crate::program::Folder;
 
 /// A command line on which one variable more shows its effect: it ends at once, with exit code 1 or 2.
-const LINES: [(&str, &str); 9] = [
+const LINES: [(&str, &str); 10] = [
     // A policy is required, and there is none; nor is there a certificate.
     ("proxy", "proxy --require-policy"),
+    ("controller", "controller nothing --own-namespace a"),
     ("drain", "drain"),
     ("inject", "inject --filename /no/manifest"),
     ("uninject", "uninject"),
@@ -25,13 +26,14 @@ const IN_THE_LOG: &str = "--override-file";
 const WRONG: &str = " ";
 
 /// Where a value is right whatever it is, or its effect is told elsewhere: subcommand, flag, value, and what is told then.
-const EFFECTS: [(&str, &str, &str, &str); 16] = [
+const EFFECTS: [(&str, &str, &str, &str); 17] = [
     ("proxy", "--tls-cert", "/n", "--tls-key: is missing beside --tls-cert"),
     ("proxy", "--tls-key", "/n", "--tls-cert: is missing beside --tls-key"),
     ("proxy", "--policy-file", "/n", "--policy-file: /n: no such file"),
     ("proxy", "--client-ca", "/n", "--client-ca: /n: no such file"),
     ("proxy", "--basic-auth-file", "/n", "--basic-auth-file: /n: no such file"),
     ("proxy", "--policy-cache", "/n", "--policy-cache: needs --policy-configmap"),
+    ("controller", "--own-namespace", "A", "--own-namespace: Invalid value: \"A\""),
     ("inject", "--filename", "/a,/b", "/b: cannot be read"),
     ("uninject", "--filename", "/a,/b", "/b: cannot be read"),
     ("admission-policy", "--namespaces", "A", "--namespaces: Invalid value: \"A\""),

@@ -3,20 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::Problems;
+use super::scope::{Namespaces, ScopeArgs};
 use crate::cli::admission_policy::{AdmissionPolicy, Values};
 use crate::cli::inject::{Manifests, Task};
 use crate::sidecar::admission::rights::Scope;
 use crate::sidecar::annotations::{Kind, PREFIX, setting, settings};
-use crate::sidecar::{
-    self, IMAGE, Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET, annotations,
-};
+use crate::sidecar::{self, IMAGE, Installation, POLICY_CONFIGMAP, TLS_SECRET, annotations};
 
-/// What holds for all pods of an installation, as typed.
+/// Settings of an installation, as typed, without the image.
 #[derive(Debug, clap::Args)]
-struct InstallationArgs {
-    /// The sidecar's image
-    #[arg(long, env = "CALLBACK_GUARD_IMAGE", hide_env_values = true, value_name = "IMAGE", default_value = IMAGE)]
-    image: String,
+pub(super) struct SettingsArgs {
     /// The ConfigMap with the policy, in each pod's namespace; it is optional
     #[arg(
         long,
@@ -45,6 +41,16 @@ struct InstallationArgs {
         value_delimiter = ','
     )]
     set: Vec<String>,
+}
+
+/// What holds for all pods of an installation, as typed.
+#[derive(Debug, clap::Args)]
+struct InstallationArgs {
+    /// The sidecar's image
+    #[arg(long, env = "CALLBACK_GUARD_IMAGE", hide_env_values = true, value_name = "IMAGE", default_value = IMAGE)]
+    image: String,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// Secret for pulling the image, added to those of the pod. May be repeated, or hold several with commas
     #[arg(
         long,
@@ -82,55 +88,18 @@ pub(super) struct InjectArgs {
     installation: InstallationArgs,
 }
 
-/// Whose rights are to be printed, as typed.
+/// `admission-policy` as typed.
 #[derive(Debug, clap::Args)]
-struct RightsArgs {
+pub(super) struct AdmissionPolicyArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    #[command(flatten)]
+    installation: InstallationArgs,
     /// Also print the service account of `callback-guard controller` and its rights. Needs the flag --own-namespace
     #[arg(long, env = "CALLBACK_GUARD_CONTROLLER", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", hide_default_value = true,
           require_equals = true)]
     controller: String,
-    /// Namespace of OpenIM, where the controller publishes its CA certificate and nothing else. May be repeated, or hold
-    /// several with commas
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_TRUST_NAMESPACES",
-        hide_env_values = true,
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
-    trust_namespaces: Vec<String>,
-    /// Served namespace whose TLS Secret you provide yourself, so that the controller gets no right to it. May be
-    /// repeated, or hold several with commas
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_EXTERNAL_TLS",
-        hide_env_values = true,
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
-    external_tls: Vec<String>,
-}
-
-/// `admission-policy` as typed.
-#[derive(Debug, clap::Args)]
-pub(super) struct AdmissionPolicyArgs {
-    /// Namespace whose pods may get a sidecar. May be repeated, or hold several with commas
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_NAMESPACES",
-        hide_env_values = true,
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
-    namespaces: Vec<String>,
-    /// Namespace of callback-guard itself, whose pods never get a sidecar
-    #[arg(long, env = "CALLBACK_GUARD_OWN_NAMESPACE", hide_env_values = true, value_name = "NAME")]
-    own_namespace: Option<String>,
-    #[command(flatten)]
-    installation: InstallationArgs,
-    #[command(flatten)]
-    rights: RightsArgs,
     /// Print a Helm template that takes all of this from the chart's values
     #[arg(long, env = "CALLBACK_GUARD_HELM", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", hide_default_value = true,
@@ -140,12 +109,23 @@ pub(super) struct AdmissionPolicyArgs {
 
 impl InstallationArgs {
     fn read(self, problems: &mut Problems) -> Installation {
+        let mut installation = self.settings.read_with(self.image, problems);
+        installation.image_pull_secrets =
+            names("--image-pull-secrets", Kind::Name, self.image_pull_secrets, problems);
+        installation
+    }
+}
+
+impl SettingsArgs {
+    /// Settings of an installation whose image is nobody's question.
+    pub(super) fn read(self, problems: &mut Problems) -> Installation {
+        self.read_with(IMAGE.to_owned(), problems)
+    }
+
+    fn read_with(self, image: String, problems: &mut Problems) -> Installation {
         let mut settings: BTreeMap<&'static str, String> = BTreeMap::new();
-        let flags = [
-            ("image", self.image),
-            ("policy-configmap", self.policy_configmap),
-            ("tls-secret", self.tls_secret),
-        ];
+        let flags =
+            [("image", image), ("policy-configmap", self.policy_configmap), ("tls-secret", self.tls_secret)];
         for (name, text) in flags {
             let row = setting(name).unwrap_or_else(|| unreachable!("{name} is a row of the table"));
             problems.read(&format!("--{name}"), &text, |text| row.kind.check(text));
@@ -156,9 +136,7 @@ impl InstallationArgs {
                 settings.insert(name, value);
             }
         }
-        let image_pull_secrets = names("--image-pull-secrets", Kind::Name, self.image_pull_secrets, problems);
-        let installation =
-            Installation { settings, image_pull_secrets, own_namespace: None, namespaces: None };
+        let installation = Installation { settings, ..Installation::default() };
         for (name, message) in sidecar::contradictions_of(&installation) {
             problems.add("--set", format!("{name}: {message}"));
         }
@@ -190,7 +168,7 @@ fn read_setting(
 }
 
 /// Reads names; one that is set to nothing is none.
-fn names(flag: &str, kind: Kind, texts: Vec<String>, problems: &mut Problems) -> Vec<String> {
+pub(super) fn names(flag: &str, kind: Kind, texts: Vec<String>, problems: &mut Problems) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for text in texts.into_iter().filter(|text| !text.is_empty()) {
         problems.read(flag, &text, |text| kind.check(text));
@@ -215,85 +193,47 @@ impl InjectArgs {
     }
 }
 
-impl RightsArgs {
-    /// Whether any namespace was typed.
-    fn has_namespaces(&self) -> bool {
-        self.trust_namespaces.iter().chain(&self.external_tls).any(|name| !name.is_empty())
-    }
-
-    /// `None` without the controller.
-    fn read(self, own: Option<&str>, namespaces: &[String], problems: &mut Problems) -> Option<Scope> {
-        let is_wanted = problems.switch("--controller", &self.controller);
-        let read = |flag, texts, problems: &mut Problems| {
-            let names = names(flag, Kind::Namespace, texts, problems);
-            if is_wanted == Some(false) && !names.is_empty() {
-                problems.add(flag, "needs --controller");
-            }
-            names
-        };
-        let trust_namespaces = read("--trust-namespaces", self.trust_namespaces, problems);
-        for name in &trust_namespaces {
-            if SYSTEM_NAMESPACES.contains(&name.as_str()) {
-                problems.add("--trust-namespaces", format!("{name:?}: pods there never get the CA"));
-            }
-            if own == Some(name) {
-                let problem = format!("{name:?} is --own-namespace, whose pods never get the CA");
-                problems.add("--trust-namespaces", problem);
-            }
-        }
-        let external_tls = read("--external-tls", self.external_tls, problems);
-        for name in external_tls.iter().filter(|name| !namespaces.contains(name)) {
-            if Kind::Namespace.check(name).is_ok() {
-                problems.add("--external-tls", format!("{name:?} is not in --namespaces"));
-            }
-        }
-        if is_wanted == Some(true) && own.is_none() {
-            problems.add("--own-namespace", "is missing beside --controller");
-        }
-        let own_namespace = own.filter(|_| is_wanted == Some(true))?.to_owned();
-        Some(Scope { own_namespace, trust_namespaces, external_tls })
-    }
-}
-
 impl AdmissionPolicyArgs {
     pub(super) fn read(self, problems: &mut Problems) -> Option<AdmissionPolicy> {
         let helm = problems.switch("--helm", &self.helm);
-        let has_namespaces = !self.namespaces.is_empty();
-        let namespaces = names("--namespaces", Kind::Namespace, self.namespaces, problems);
-        if helm == Some(false) && namespaces.is_empty() {
-            problems.add("--namespaces", "is missing");
-        }
-        let own_namespace = self.own_namespace.filter(|own| !own.is_empty());
-        if let Some(own) = &own_namespace {
-            problems.read("--own-namespace", own, |text| Kind::Namespace.check(text));
-            if namespaces.contains(own) {
-                problems.add(
-                    "--namespaces",
-                    format!("{own:?} is --own-namespace, whose pods never get a sidecar"),
-                );
-            }
-        }
-        for name in namespaces.iter().filter(|name| SYSTEM_NAMESPACES.contains(&name.as_str())) {
-            problems.add("--namespaces", format!("{name:?}: pods there never get a sidecar"));
-        }
-        let mut installation = self.installation.read(problems);
+        let controller = problems.switch("--controller", &self.controller);
         if helm == Some(true) {
-            let own = installation == Installation::of_image(IMAGE);
-            if has_namespaces || own_namespace.is_some() || !own || self.rights.has_namespaces() {
+            let installation = self.installation.read(problems);
+            if !self.scope.is_empty() || installation != Installation::of_image(IMAGE) {
                 problems.add(
                     "--helm",
                     "takes the namespaces and settings from the chart's values: remove the other flags",
                 );
             }
-            if problems.switch("--controller", &self.rights.controller) == Some(true) {
+            if controller == Some(true) {
                 problems.add("--controller", "cannot be combined with --helm: remove one of them");
             }
             return Some(AdmissionPolicy { values: Values::OfChart });
         }
-        let controller = self.rights.read(own_namespace.as_deref(), &namespaces, problems);
+        if helm == Some(false) && !self.scope.serves_any() {
+            problems.add("--namespaces", "is missing");
+        }
+        let Namespaces { served, own, trusting, external_tls } = self.scope.read(problems);
+        let mut installation = self.installation.read(problems);
+        for (flag, names) in [("--trust-namespaces", &trusting), ("--external-tls", &external_tls)] {
+            if controller == Some(false) && !names.is_empty() {
+                problems.add(flag, "needs --controller");
+            }
+        }
+        if controller == Some(true) && own.is_none() {
+            problems.add("--own-namespace", "is missing beside --controller");
+        }
+        let scope = own.clone().filter(|_| controller == Some(true)).map(|own_namespace| Scope {
+            own_namespace,
+            trust_namespaces: trusting,
+            external_tls,
+        });
         helm?;
-        installation.own_namespace = own_namespace;
-        installation.namespaces = Some(namespaces);
-        Some(AdmissionPolicy { values: Values::Are { installation: Box::new(installation), controller } })
+        controller?;
+        installation.own_namespace = own;
+        installation.namespaces = Some(served);
+        Some(AdmissionPolicy {
+            values: Values::Are { installation: Box::new(installation), controller: scope },
+        })
     }
 }

@@ -23,13 +23,15 @@ pub const ADMIN_PORT: u16 = 9090;
 /// The least that `--max-held` may be, bytes.
 pub const LEAST_HELD: usize = MIB;
 
-const LEVELS: [(&str, LevelFilter); 5] = [
+pub(super) const LEVELS: [(&str, LevelFilter); 5] = [
     ("off", LevelFilter::OFF),
     ("error", LevelFilter::ERROR),
     ("warn", LevelFilter::WARN),
     ("info", LevelFilter::INFO),
     ("debug", LevelFilter::DEBUG),
 ];
+
+pub(super) const LOG_FORMATS: [(&str, Format); 2] = [("json", Format::Json), ("text", Format::Text)];
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -245,9 +247,7 @@ impl ProxyArgs {
         let drain_timeout = problems.time("--drain-timeout", &self.drain_timeout, Duration::ZERO, HOUR);
         let grace_period = problems.time("--grace-period", &self.grace_period, 2 * SECOND, HOUR);
         let log_level = problems.read("--log-level", &self.log_level, |text| one_of(text, &LEVELS));
-        let log_format = problems.read("--log-format", &self.log_format, |text| {
-            one_of(text, &[("json", Format::Json), ("text", Format::Text)])
-        });
+        let log_format = problems.read("--log-format", &self.log_format, |text| one_of(text, &LOG_FORMATS));
         Some(Proxy {
             listen: listen?,
             tls: tls?,

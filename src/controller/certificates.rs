@@ -1,0 +1,187 @@
+//! What a namespace gets of the authority: its bundle in a ConfigMap, and the certificate of its sidecars in a Secret.
+
+use std::rc::Rc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::ca::{encoded, plain, utc};
+use super::owned::{Found, Owned};
+use super::write::Writer;
+use super::{Shared, clocks};
+use crate::api_server::Target;
+use crate::authority::{Authority, CertificateState};
+use crate::sidecar::admission::trust::{AUTHORITY, AUTHORITY_KEY};
+
+/// The annotation on the ConfigMap with the bundle that says that the starter policy was made, or not needed.
+const STARTER: &str = "callback-guard.io/starter-policy";
+
+/// The certificates of the authority, for those who have to trust it.
+pub(super) struct Bundle {
+    writer: Writer,
+    config_map: Owned<ConfigMap>,
+    /// Whether the namespace has had its starter policy. Kept as an annotation, so that it is made once and not again after
+    /// it was deleted.
+    starter: bool,
+}
+
+impl Bundle {
+    /// Follows the ConfigMap within `tasks`.
+    pub(super) fn follow(
+        shared: &Rc<Shared>,
+        namespace: &str,
+        writer: &Writer,
+        news: &Rc<Notify>,
+        tasks: &mut JoinSet<()>,
+    ) -> Bundle {
+        let remedy =
+            "delete or rename it, and the controller publishes the CA; until then what is in it is trusted";
+        let target = config_map(namespace, AUTHORITY);
+        let config_map = Owned::follow(target, remedy, writer, (&shared.findings, news), tasks);
+        Bundle { writer: writer.clone(), config_map, starter: false }
+    }
+
+    /// Publishes what is to be trusted now.
+    pub(super) async fn keep(&mut self, authority: &Authority) {
+        let bundle = authority.bundle(clocks(&self.writer.pool));
+        let is_good = match self.config_map.look().0 {
+            Found::Unknown | Found::Foreign => return,
+            Found::Absent => false,
+            Found::Ours(found) => {
+                let annotations = found.metadata.annotations.unwrap_or_default();
+                let marked = annotations.contains_key(STARTER);
+                let good = marked || !self.starter;
+                self.starter |= marked;
+                good && found.data.is_some_and(|data| data.get(AUTHORITY_KEY) == Some(&bundle))
+            }
+        };
+        if is_good || !self.config_map.is_due() {
+            return;
+        }
+        let mut annotations = Map::new();
+        if self.starter {
+            annotations.insert(STARTER.to_owned(), json!("done"));
+        }
+        let object = json!({"metadata": {"annotations": annotations}, "data": {AUTHORITY_KEY: bundle}});
+        if self.config_map.write(object).await.is_some() {
+            info!(configmap = %self.config_map.about(), "The CA is published");
+        }
+    }
+
+    /// Whether the namespace has had its starter policy; `None` until that is known.
+    pub(super) fn had_starter(&mut self) -> Option<bool> {
+        match self.config_map.look().0 {
+            Found::Ours(found) => {
+                self.starter |= found.metadata.annotations.unwrap_or_default().contains_key(STARTER);
+                Some(self.starter)
+            }
+            Found::Unknown | Found::Foreign | Found::Absent => None,
+        }
+    }
+
+    /// The namespace has its starter policy, or needs none.
+    pub(super) fn has_starter(&mut self) {
+        self.starter = true;
+    }
+}
+
+/// The reason of a finding about a certificate that could not be signed.
+const NOT_SIGNED: &str = "NotSigned";
+
+/// A ConfigMap.
+pub(super) fn config_map(namespace: &str, name: &str) -> Target {
+    Target {
+        kind: "ConfigMap",
+        group: "",
+        resource: "configmaps",
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+    }
+}
+
+/// The certificate of a namespace's sidecars.
+pub(super) struct Leaf {
+    shared: Rc<Shared>,
+    namespace: String,
+    names: Vec<String>,
+    writer: Writer,
+    secret: Owned<Secret>,
+    /// What was found good, and until when no other look is needed, in seconds since 1970 of the later clock.
+    good: Option<(Rc<Authority>, i64)>,
+}
+
+impl Leaf {
+    /// Follows the Secret within `tasks`. The certificate is for these names.
+    pub(super) fn follow(
+        shared: &Rc<Shared>,
+        namespace: &str,
+        names: Vec<String>,
+        writer: &Writer,
+        (news, tasks): (&Rc<Notify>, &mut JoinSet<()>),
+    ) -> Leaf {
+        let target = Target {
+            kind: "Secret",
+            group: "",
+            resource: "secrets",
+            namespace: Some(namespace.to_owned()),
+            name: Some(shared.config.tls_secret().to_owned()),
+        };
+        let remedy = "delete or rename it, and the controller creates its own, or name the namespace in --external-tls";
+        let secret = Owned::follow(target, remedy, writer, (&shared.findings, news), tasks);
+        let (shared, namespace, writer) = (Rc::clone(shared), namespace.to_owned(), writer.clone());
+        Leaf { shared, namespace, names, writer, secret, good: None }
+    }
+
+    /// Signs a certificate if the one that is served should be another.
+    pub(super) async fn keep(&mut self, authority: &Rc<Authority>) {
+        let clocks = clocks(&self.writer.pool);
+        let lifetimes = &self.shared.config.lifetimes;
+        let reason = match self.secret.look() {
+            (Found::Unknown | Found::Foreign, _) => return,
+            (Found::Absent, _) => "there was none".to_owned(),
+            (Found::Ours(found), changed) => {
+                let is_good =
+                    |(by, until): &(Rc<Authority>, i64)| Rc::ptr_eq(by, authority) && clocks.later < *until;
+                if !changed && self.good.as_ref().is_some_and(is_good) {
+                    return;
+                }
+                let data = plain(found.data.unwrap_or_default());
+                let part = |key: &str| data.get(key).map(Vec::as_slice).unwrap_or_default();
+                match authority.judge(part("tls.crt"), part("tls.key"), &self.names, lifetimes, clocks) {
+                    CertificateState::Good { renew_at, not_after } => {
+                        self.shared.metrics.certificate(&self.namespace, not_after);
+                        self.good = Some((Rc::clone(authority), renew_at));
+                        return;
+                    }
+                    CertificateState::Due(reason) => reason.to_string(),
+                }
+            }
+        };
+        self.good = None;
+        if !self.secret.is_due() {
+            return;
+        }
+        let signed = match authority.sign(&self.names, lifetimes, clocks) {
+            Ok(signed) => signed,
+            Err(error) => {
+                let text = format!("{} cannot be signed: {error}; what is served stays", self.secret.about());
+                self.shared.metrics.renewed(false);
+                self.secret.failed();
+                return self.secret.problem(NOT_SIGNED, Some(text));
+            }
+        };
+        self.secret.problem(NOT_SIGNED, None);
+        let data = [("tls.crt", signed.chain_pem), ("tls.key", signed.key_pem)].into();
+        let object: Value = json!({"type": "kubernetes.io/tls", "data": encoded(&data)});
+        let written = self.secret.write(object).await.is_some();
+        self.shared.metrics.renewed(written);
+        if written {
+            self.shared.metrics.certificate(&self.namespace, signed.not_after);
+            let not_after = utc(signed.not_after);
+            info!(secret = %self.secret.about(), reason, not_after, "The certificate of the sidecars is signed");
+        }
+    }
+}

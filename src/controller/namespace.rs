@@ -1,0 +1,183 @@
+//! One namespace that is served: its certificate, the CA, its policies and its pods, each namespace for itself, so that trouble
+//! with one keeps no other waiting.
+
+use std::rc::Rc;
+
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::ca::{InForce, TICK};
+use super::certificates::{Bundle, Leaf};
+use super::findings::Finding;
+use super::kept::{Kept, about};
+use super::pods::{Deciding, Pods};
+use super::policies::{Starter, follow_policies};
+use super::write::Writer;
+use super::{Current, Served, Shared};
+use crate::api_server::Target;
+use crate::sidecar::census;
+
+/// How often pods are counted if nothing has changed.
+const COUNT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The reason of a finding about a namespace that is not there.
+const MISSING: &str = "NoNamespace";
+
+/// Looks after a namespace for ever.
+pub(super) async fn serve(
+    shared: Rc<Shared>,
+    served: Served,
+    writer: Writer,
+    authority: InForce,
+    current: watch::Receiver<Current>,
+) {
+    let news = Rc::new(Notify::new());
+    let mut tasks = JoinSet::new();
+    let name = served.name.as_str();
+    follow_policies(&shared, name, &writer, &mut tasks);
+    let mut keeper = Keeper {
+        namespace: follow_namespace(&shared, name, &writer, &news, &mut tasks),
+        bundle: Bundle::follow(&shared, name, &writer, &news, &mut tasks),
+        leaf: (!served.external_tls).then(|| {
+            let names = served.certificate_names(&shared.config.cluster_domain);
+            Leaf::follow(&shared, name, names, &writer, (&news, &mut tasks))
+        }),
+        starter: Starter::new(&shared, name, &writer),
+        pods: Pods::new(&shared, name, &writer, &news),
+        labeled_since: None,
+        authority,
+        current,
+        shared,
+    };
+    let mut counted: Option<Instant> = None;
+    loop {
+        let changed = tokio::select! {
+            () = news.notified() => true,
+            _ = keeper.authority.changed() => true,
+            _ = keeper.current.changed() => true,
+            () = sleep(TICK) => false,
+        };
+        keeper.keep().await;
+        if changed || counted.is_none_or(|at| at.elapsed() >= COUNT) {
+            keeper.pods.report();
+            counted = Some(Instant::now());
+        }
+        if changed {
+            // What comes in a burst is looked at once.
+            sleep(BREATH).await;
+        }
+    }
+}
+
+/// Changes that come within this time are looked at together.
+const BREATH: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// A namespace where only the CA is published. Runs for ever.
+pub(super) async fn publish(shared: Rc<Shared>, name: String, writer: Writer, mut authority: InForce) {
+    let news = Rc::new(Notify::new());
+    let mut tasks = JoinSet::new();
+    let mut bundle = Bundle::follow(&shared, &name, &writer, &news, &mut tasks);
+    loop {
+        let now = authority.borrow_and_update().clone();
+        if let Some(now) = now {
+            bundle.keep(&now).await;
+        }
+        tokio::select! {
+            () = news.notified() => {}
+            _ = authority.changed() => {}
+            () = sleep(TICK) => {}
+        }
+    }
+}
+
+fn follow_namespace(
+    shared: &Rc<Shared>,
+    name: &str,
+    writer: &Writer,
+    news: &Rc<Notify>,
+    tasks: &mut JoinSet<()>,
+) -> Kept<DynamicObject> {
+    let target = Target {
+        kind: "Namespace",
+        group: "",
+        resource: "namespaces",
+        namespace: None,
+        name: Some(name.to_owned()),
+    };
+    let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&());
+    let api = move |client| Api::all_with(client, &resource);
+    Kept::follow(target, api, (&writer.pool, &shared.findings, news), tasks)
+}
+
+struct Keeper {
+    shared: Rc<Shared>,
+    namespace: Kept<DynamicObject>,
+    bundle: Bundle,
+    leaf: Option<Leaf>,
+    starter: Starter,
+    pods: Pods,
+    /// Since when the namespace has its label, in seconds since 1970; while it has it, only an earlier time is believed.
+    labeled_since: Option<i64>,
+    authority: InForce,
+    current: watch::Receiver<Current>,
+}
+
+impl Keeper {
+    async fn keep(&mut self) {
+        if !self.namespace.is_known() {
+            return;
+        }
+        let namespace = self.namespace.get();
+        let about = about(self.namespace.target());
+        let Some(namespace) = namespace.filter(|namespace| namespace.metadata.deletion_timestamp.is_none())
+        else {
+            let text = format!(
+                "namespace {name} does not exist or is being deleted, so nothing is done for it: create it, or take it from \
+                 --namespaces",
+                name = about.name
+            );
+            let finding = Finding { about, reason: MISSING, text, urgent: true, event: false, over: None };
+            return self.shared.findings.report(finding);
+        };
+        self.shared.findings.clear(&about, MISSING);
+        let now = self.authority.borrow_and_update().clone();
+        if let Some(now) = now {
+            // First who is to trust it, then what is signed.
+            self.bundle.keep(&now).await;
+            if let Some(leaf) = &mut self.leaf {
+                leaf.keep(&now).await;
+            }
+        }
+        self.starter.keep(&mut self.bundle).await;
+        let metadata = serde_json::to_value(namespace.metadata).unwrap_or_default();
+        let current = self.current.borrow_and_update().clone();
+        if let Some(current) = current {
+            let deciding = self.deciding(&metadata, current);
+            self.pods.keep(&deciding);
+        }
+    }
+
+    /// What decides about pods, without what changes for other reasons.
+    fn deciding(&mut self, metadata: &Value, current: Option<String>) -> Deciding {
+        let found = census::label_time(metadata);
+        self.labeled_since = match (self.labeled_since, found) {
+            (Some(known), Some(found)) => Some(known.min(found)),
+            (None, found) => found,
+            (Some(_), None) => None,
+        };
+        let ours = |part: &str| {
+            let all = metadata.get(part).and_then(Value::as_object).into_iter().flatten();
+            let ours = all.filter(|(key, _)| key.starts_with(crate::sidecar::annotations::PREFIX));
+            ours.map(|(key, value)| (key.clone(), value.clone())).collect::<serde_json::Map<_, _>>()
+        };
+        Deciding {
+            namespace: json!({"labels": ours("labels"), "annotations": ours("annotations")}),
+            labeled_since: self.labeled_since,
+            current,
+        }
+    }
+}
