@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 
 use super::client::{Client, Reply};
-use super::cluster::{Cluster, Stage, eventually, signal};
+use super::cluster::{Cluster, Stage, eventually};
+use super::process::Process;
 
 /// The log from some place on.
 #[derive(Clone, Debug)]
@@ -378,13 +378,10 @@ fn a_watch_is_in_the_log_when_it_starts_and_again_when_it_ends() {
         watches.iter().map(|entry| entry.stage().to_owned()).collect::<Vec<_>>()
     };
     let url = format!("/api/v1/namespaces/{name}/configmaps?watch=1&fieldSelector=metadata.name%3Done");
-    let mut kubectl = cluster.kubectl_command();
-    let kubectl = kubectl.args(["get", "--raw", &url]).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut watching = kubectl.spawn().expect("kubectl runs");
+    let mut kubectl = cluster.endless_kubectl(&cluster.folder().join("kubeconfig"));
+    let watching = Process::start(kubectl.args(["get", "--raw", &url]));
     eventually("the start of the watch", || (stages() == ["ResponseStarted"]).then_some(()));
-    // SIGTERM: `timeout` passes it on.
-    signal(watching.id(), libc::SIGTERM);
-    watching.wait().expect("a child can be waited for");
+    drop(watching);
     eventually("the end of the watch", || {
         (stages() == ["ResponseStarted", "ResponseComplete"]).then_some(())
     });

@@ -317,6 +317,13 @@ impl Cluster {
         command
     }
 
+    /// kubectl without a bound, for a [`Process`](super::process::Process) that watches.
+    pub(crate) fn endless_kubectl(&self, kubeconfig: &Path) -> Command {
+        let mut command = clean("kubectl");
+        command.env("KUBECONFIG", kubeconfig).env("PATH", self.path());
+        command
+    }
+
     /// Where the programs of this cluster are, and then those of the machine.
     fn path(&self) -> String {
         let path = fs::read_to_string(self.folder.join("path")).expect("the cluster stands");
@@ -508,8 +515,7 @@ impl Cluster {
 
     /// Follows what a container writes, to the end of the pod and beyond its deletion.
     pub(crate) fn follow(&self, namespace: &str, pod: &str, container: &str) -> Following {
-        let mut command = clean("kubectl");
-        command.env("KUBECONFIG", self.folder.join("kubeconfig")).env("PATH", self.path());
+        let mut command = self.endless_kubectl(&self.folder.join("kubeconfig"));
         command.args(["-n", namespace, "logs", "-f", "--timestamps", pod, "-c", container]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("kubectl runs");
         let output = BufReader::new(child.stdout.take().expect("piped"));

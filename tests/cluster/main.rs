@@ -11,6 +11,7 @@ mod dns;
 mod helm;
 #[path = "../openim/judge.rs"]
 mod judge;
+mod process;
 mod remains;
 mod shop;
 #[path = "../support/mod.rs"]

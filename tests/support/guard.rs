@@ -1,18 +1,19 @@
 //! The real binary, with its files in a folder of its own.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use serde_json::Value;
 
+use super::lines::{Lines, Pace};
 use super::{App, Authority, Folder, PATIENCE};
 
 /// A running `callback-guard proxy`. Killed when it is dropped.
@@ -81,12 +82,12 @@ impl Guard {
 
     /// What it has written to standard output so far.
     pub(crate) fn log_lines(&self) -> Vec<String> {
-        lock(&self.out.state).0.clone()
+        self.out.so_far()
     }
 
     /// What it has written to standard error so far.
     pub(crate) fn error_lines(&self) -> Vec<String> {
-        lock(&self.errors.state).0.clone()
+        self.errors.so_far()
     }
 
     /// Waits for a line, and gives it. Blocks the test's thread.
@@ -154,27 +155,12 @@ impl Guard {
 
     /// GET of a page of the admin port: status and body.
     pub(crate) fn admin(&self, path: &str) -> (u16, String) {
-        self.ask_admin("GET", path)
+        ask(self.admin, "GET", path)
     }
 
     /// POST to the admin port, `/drain` say.
     pub(crate) fn admin_post(&self, path: &str) -> (u16, String) {
-        self.ask_admin("POST", path)
-    }
-
-    fn ask_admin(&self, method: &str, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.admin).expect("the admin port accepts");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time that is not 0");
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).expect("the admin port reads");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("the admin port answers");
-        let answer = String::from_utf8(answer).expect("pages are text");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, body.to_owned())
+        ask(self.admin, "POST", path)
     }
 
     /// SIGTERM.
@@ -312,8 +298,7 @@ impl Builder {
             let found = lines.iter().find(|line| line.contains("Waiting for the certificate"))?;
             serde_json::from_str::<Value>(found).ok()
         });
-        let line =
-            waiting.unwrap_or_else(|| panic!("it does not wait: {}", lock(&errors.state).0.join("\n")));
+        let line = waiting.unwrap_or_else(|| panic!("it does not wait: {}", errors.so_far().join("\n")));
         let admin = line["admin.addr"].as_str().and_then(|text| text.parse().ok()).expect("an address");
         Guard { child: Mutex::new(child), folder, out, errors, listen, admin }
     }
@@ -375,7 +360,7 @@ impl Builder {
             let _ = child.kill();
             let code = child.wait().expect("a child can be waited for").code().unwrap_or(-1);
             errors.wait_for_end();
-            let stderr = lock(&errors.state).0.join("\n");
+            let stderr = errors.so_far().join("\n");
             return Err(Ended { code, stderr });
         };
         let address = |key: &str| line[key].as_str().and_then(|text| text.parse().ok()).expect("an address");
@@ -437,83 +422,20 @@ fn decisions(lines: &[String]) -> Vec<Value> {
     lines.map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
 }
 
-/// Lines that a thread reads from a pipe, and whether the pipe has ended.
-struct Lines {
-    state: Mutex<(Vec<String>, bool)>,
-    changed: Condvar,
-    pace: Mutex<Pace>,
-    paced: Condvar,
-}
-
-/// Whether a pipe is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Pace {
-    #[default]
-    Reads,
-    /// Not any more after the line under way.
-    Stalls,
-    /// Closes it after the line under way.
-    Leaves,
-}
-
-impl Lines {
-    fn of(pipe: impl Read + Send + 'static) -> Arc<Lines> {
-        let lines = Arc::new(Lines {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            pace: Mutex::default(),
-            paced: Condvar::new(),
-        });
-        let shared = Arc::clone(&lines);
-        thread::spawn(move || {
-            let mut reader = BufReader::new(pipe);
-            let mut line = Vec::new();
-            while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                lock(&shared.state).0.push(text);
-                shared.changed.notify_all();
-                line.clear();
-                if shared.keeps_pace() == Pace::Leaves {
-                    break;
-                }
-            }
-            drop(reader);
-            lock(&shared.state).1 = true;
-            shared.changed.notify_all();
-        });
-        lines
-    }
-
-    fn set_pace(&self, pace: Pace) {
-        *lock(&self.pace) = pace;
-        self.paced.notify_all();
-    }
-
-    /// Waits while it stalls.
-    fn keeps_pace(&self) -> Pace {
-        let pace = self.paced.wait_while(lock(&self.pace), |pace| *pace == Pace::Stalls);
-        *pace.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for something in the lines; `None` when the pipe or the patience has ended without it.
-    fn wait<T>(&self, look: impl Fn(&[String]) -> Option<T>) -> Option<T> {
-        let until = Instant::now() + PATIENCE;
-        let mut state = lock(&self.state);
-        loop {
-            if let Some(found) = look(&state.0) {
-                return Some(found);
-            }
-            let left = until.checked_duration_since(Instant::now()).filter(|_| !state.1)?;
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Waits for the pipe's end; tells whether it came.
-    fn wait_for_end(&self) -> bool {
-        let state = lock(&self.state);
-        let waited = self.changed.wait_timeout_while(state, PATIENCE * 3, |state| !state.1);
-        waited.unwrap_or_else(PoisonError::into_inner).0.1
-    }
+/// Sends a request without a body over a connection of its own: status and body, which is text.
+pub(crate) fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the port accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time that is not 0");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("the port reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the port answers");
+    let answer = String::from_utf8(answer).expect("pages are text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, body.to_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -19,6 +19,7 @@ pub(crate) mod callbacks;
 pub(crate) mod caller;
 pub(crate) mod certificates;
 pub(crate) mod guard;
+pub(crate) mod lines;
 pub(crate) mod load;
 
 /// Longest wait for anything that has to happen: an upper bound against hanging, never a measure.
