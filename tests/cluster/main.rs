@@ -5,6 +5,7 @@
 
 mod audit;
 mod client;
+mod clock;
 mod cluster;
 mod cost;
 mod dns;
