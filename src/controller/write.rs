@@ -48,10 +48,11 @@ pub(super) fn labels() -> Value {
 
 /// Whether the controller has applied the object.
 pub(super) fn is_ours(metadata: &ObjectMeta) -> bool {
-    let fields = metadata.managed_fields.iter().flatten();
-    fields
-        .clone()
-        .any(|entry| entry.manager.as_deref() == Some(MANAGER) && entry.operation.as_deref() == Some("Apply"))
+    metadata.managed_fields.iter().flatten().any(|entry| {
+        let by_us = entry.manager.as_deref().and_then(|manager| manager.strip_prefix(MANAGER));
+        by_us.is_some_and(|term| term.is_empty() || term.starts_with('.'))
+            && entry.operation.as_deref() == Some("Apply")
+    })
 }
 
 /// Who has written an object, for a text: the names of its field managers.
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_made_is_not_ours_and_is_told_by_its_writers() {
+    fn what_somebody_else_made_is_not_ours_and_its_writers_are_named() {
         assert!(is_ours(&written_by(MANAGER, "Apply")));
         assert!(is_ours(&written_by("callback-guard-controller.1f", "Apply")));
         for foreign in [
