@@ -125,9 +125,10 @@ pub struct Shared {
 impl Shared {
     /// Nothing is done yet.
     pub fn new(config: Config, metrics: Metrics) -> Shared {
-        let version = env!("CARGO_PKG_VERSION");
-        let pool = Pool::new(&format!("callback-guard/{version} controller {}", config.identity));
-        let leadership = Leadership::new(&config, pool.clone());
+        let client = format!("callback-guard/{} controller {}", env!("CARGO_PKG_VERSION"), config.identity);
+        let pool = Pool::new(&client);
+        // Connections of its own: whatever else waits for an answer, the Lease is renewed.
+        let leadership = Leadership::new(&config, Pool::new(&client));
         Shared { config, findings: Findings::default(), metrics, leadership, pool }
     }
 }

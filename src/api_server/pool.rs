@@ -26,6 +26,10 @@ const STREAMS: usize = 64;
 /// Connections at once: 4,096 watches and requests, which are those of about 600 namespaces.
 const CONNECTIONS: usize = 64;
 
+/// Requests at once whose answer has not begun. An API server lets a client have some dozens, and refuses others with 429; at the start
+/// there are some for each namespace.
+const WAITING: usize = 8;
+
 /// A connection is asked for a sign of life so often, and closed without one after so long.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(10));
 
@@ -38,6 +42,7 @@ pub struct Pool(Arc<Inner>);
 
 struct Inner {
     connections: Mutex<Vec<Connection>>,
+    waiting: Semaphore,
     agent: HeaderValue,
     /// How far the API server's clock is ahead of this machine's, in seconds.
     ahead: AtomicI64,
@@ -59,7 +64,8 @@ impl Pool {
     /// No connection yet. The API server's audit log has the name of the client, which is visible ASCII.
     pub fn new(client: &str) -> Pool {
         let agent = HeaderValue::from_str(client).unwrap_or(HeaderValue::from_static("callback-guard"));
-        Pool(Arc::new(Inner { connections: Mutex::default(), agent, ahead: AtomicI64::new(0) }))
+        let (connections, waiting) = (Mutex::default(), Semaphore::new(WAITING));
+        Pool(Arc::new(Inner { connections, waiting, agent, ahead: AtomicI64::new(0) }))
     }
 
     /// How far the API server's clock was ahead of this machine's when it answered last, in seconds; below zero: behind.
@@ -83,6 +89,7 @@ impl Pool {
         mut request: Request<Asked>,
     ) -> Result<Response<Heard<Incoming, Held>>, Failure> {
         request.headers_mut().insert(header::USER_AGENT, self.0.agent.clone());
+        let _waiting = self.0.waiting.acquire().await.expect("the semaphore is never closed");
         let answer = match self.stream().await? {
             Found::Stream { access, mut sender, permit } => {
                 let request = addressed(&access, request, Version::Http2)?;

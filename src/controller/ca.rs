@@ -147,7 +147,12 @@ impl Keeper {
         let now = self.in_force.borrow().clone();
         let Some(now) = now.filter(|_| self.is_stored && self.secret.is_due()) else { return };
         if let Some(next) = now.rolled(&self.shared.config.lifetimes, clocks(&self.writer.pool)) {
-            self.store(Rc::new(next), "The CA is renewed: the next one signs").await;
+            // A successor that was missing is added, and a CA that has expired is taken away, without another one signing.
+            let done = match next.not_after() == now.not_after() {
+                true => "The CA is completed, or one that has expired is taken away",
+                false => "The CA is renewed: the next one signs",
+            };
+            self.store(Rc::new(next), done).await;
         }
     }
 

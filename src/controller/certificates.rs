@@ -71,14 +71,15 @@ impl Bundle {
         }
     }
 
-    /// Whether the namespace has had its starter policy; `None` until that is known.
+    /// Whether the namespace has had its starter policy; `None` if that is not known, or could not be noted.
     pub(super) fn had_starter(&mut self) -> Option<bool> {
         match self.config_map.look().0 {
             Found::Ours(found) => {
                 self.starter |= found.metadata.annotations.unwrap_or_default().contains_key(STARTER);
                 Some(self.starter)
             }
-            Found::Unknown | Found::Foreign | Found::Absent => None,
+            Found::Absent => Some(self.starter),
+            Found::Unknown | Found::Foreign => None,
         }
     }
 

@@ -144,6 +144,8 @@ impl Keeper {
             return self.shared.findings.report(finding);
         };
         self.shared.findings.clear(&about, MISSING);
+        // Before the CA, whose ConfigMap notes that it was created.
+        self.starter.keep(&mut self.bundle).await;
         let now = self.authority.borrow_and_update().clone();
         if let Some(now) = now {
             // First who is to trust it, then what is signed.
@@ -152,7 +154,6 @@ impl Keeper {
                 leaf.keep(&now).await;
             }
         }
-        self.starter.keep(&mut self.bundle).await;
         let metadata = serde_json::to_value(namespace.metadata).unwrap_or_default();
         let current = self.current.borrow_and_update().clone();
         if let Some(current) = current {
