@@ -259,8 +259,8 @@ fn decoded(value: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A service account that may watch one ConfigMap, and apply another.
-const ACCOUNT: &str = r"
+/// The service account `shop`, which may read the ConfigMap `policy`, and apply another, `state`.
+pub(crate) const ACCOUNT: &str = r"
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: shop, namespace: NAMESPACE}
@@ -282,6 +282,7 @@ subjects:
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: policy, namespace: NAMESPACE}
+data: {policy.yaml: 'defaults: {fallback: Deny}'}
 ";
 
 #[test]

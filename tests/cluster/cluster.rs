@@ -395,13 +395,18 @@ impl Cluster {
 
     /// Writes a kubeconfig with this token into the cluster's folder, and gives its path.
     pub(crate) fn kubeconfig_of(&self, namespace: &str, token: &str) -> PathBuf {
+        self.kubeconfig_at(&self.server(), &self.ca(), namespace, token)
+    }
+
+    /// The same for another way to the API server: its URL, and the PEM file of the authority of the certificate there.
+    pub(crate) fn kubeconfig_at(&self, server: &str, ca: &Path, namespace: &str, token: &str) -> PathBuf {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("kubeconfig-{}-{number}", std::process::id()));
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "clusters": [{"name": "test", "cluster": {
-                "server": self.server(), "certificate-authority": self.ca()}}],
+                "server": server, "certificate-authority": ca}}],
             "users": [{"name": "test", "user": {"token": token}}],
             "contexts": [{"name": "test", "context": {
                 "cluster": "test", "user": "test", "namespace": namespace}}],

@@ -9,6 +9,7 @@ mod clock;
 mod cluster;
 mod cost;
 mod dns;
+mod forward;
 mod helm;
 #[path = "../openim/judge.rs"]
 mod judge;

@@ -9,7 +9,7 @@ use std::{env, thread};
 
 use serde_json::Value;
 
-use super::audit::{Audit, Right, account};
+use super::audit::{ACCOUNT, Audit, Right, account};
 use super::cluster::{Cluster, PATIENCE, Stage, clean, eventually, signal};
 use super::support::guard::ask;
 use super::support::lines::Lines;
@@ -143,31 +143,6 @@ impl Drop for Process {
         }
     }
 }
-
-/// A service account that may watch one ConfigMap, a policy.
-const ACCOUNT: &str = r"
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: shop, namespace: NAMESPACE}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: shop, namespace: NAMESPACE}
-rules:
-- {apiGroups: [''], resources: [configmaps], resourceNames: [policy], verbs: [get, list, watch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: shop, namespace: NAMESPACE}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: shop}
-subjects:
-- {kind: ServiceAccount, name: shop, namespace: NAMESPACE}
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: policy, namespace: NAMESPACE}
-data: {policy.yaml: 'defaults: {fallback: Deny}'}
-";
 
 #[test]
 fn two_guards_on_this_machine_use_one_account_of_the_cluster_and_its_rights_alone() {
