@@ -1,6 +1,6 @@
 //! Stage B: the kubelet is the real one.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 
 use super::cluster::{Cluster, Stage, eventually, run};
@@ -129,4 +129,46 @@ fn app_program() -> std::path::PathBuf {
         program.display()
     );
     program
+}
+
+/// How often kubelet looks after each pod, as it says itself.
+fn sync_frequency(cluster: &Cluster) -> Value {
+    let config = cluster.kubectl(&["get", "--raw", "/api/v1/nodes/node/proxy/configz"]);
+    let config: Value = serde_json::from_str(&config).expect("kubelet writes JSON");
+    config["kubeletconfig"]["syncFrequency"].clone()
+}
+
+#[test]
+fn a_mounted_secret_follows_its_object_and_a_variable_says_how_soon() {
+    let Some(shared) = Cluster::shared(Stage::B) else { return };
+    assert_eq!(sync_frequency(shared), "1m0s");
+    let variables = [("CALLBACK_GUARD_TEST_SYNC_FREQUENCY", "1s")];
+    let cluster = Cluster::try_start(Stage::B, &variables, |_| {});
+    let cluster = cluster.unwrap_or_else(|said| panic!("no cluster of stage B:\n{said}"));
+    assert_eq!(sync_frequency(&cluster), "1s");
+
+    let secret = |value: &str| {
+        let metadata = json!({"name": "secret", "namespace": "default"});
+        let data = json!({"key": value});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data});
+        cluster.apply(&secret.to_string());
+    };
+    secret("first");
+    let mounts = json!([{"name": "secret", "mountPath": "/secret"}]);
+    let container = json!({"name": "app", "image": "callback-guard.test/app:1", "args": ["serve"], "volumeMounts": mounts});
+    let volumes = json!([{"name": "secret", "secret": {"secretName": "secret"}}]);
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", "namespace": "default"},
+        "spec": {"containers": [container], "volumes": volumes},
+    });
+    cluster.apply(&pod.to_string());
+    cluster.kubectl(&["wait", "pod/pod", "--for=condition=Ready", "--timeout=90s"]);
+    let pod = cluster.get("default", &["pod", "pod"]).expect("it is Ready");
+    let uid = pod["metadata"]["uid"].as_str().expect("a text");
+    // The image has no program that reads a file.
+    let file = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~secret/secret/key");
+    let mounted = || run(cluster.command_inside("cat").arg(&file), None).expect("it is mounted");
+    assert_eq!(mounted(), "first");
+    secret("second");
+    eventually("the Secret in the pod", || (mounted() == "second").then_some(()));
 }
