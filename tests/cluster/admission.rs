@@ -14,7 +14,7 @@ mod audited;
 mod census;
 mod equality;
 mod labels;
-mod node;
+pub(crate) mod node;
 mod others;
 mod storm;
 mod trust;

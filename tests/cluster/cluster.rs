@@ -311,9 +311,21 @@ impl Cluster {
     }
 
     fn kubectl_command_as(&self, kubeconfig: &Path) -> Command {
+        self.kubectl_command_within(180, kubeconfig)
+    }
+
+    /// The same as the administrator, for a command that may take longer than others.
+    pub(crate) fn kubectl_command_for(&self, seconds: u32) -> Command {
+        self.kubectl_command_within(seconds, &self.folder.join("kubeconfig"))
+    }
+
+    fn kubectl_command_within(&self, seconds: u32, kubeconfig: &Path) -> Command {
         // Bounded, whatever it is asked to wait for.
         let mut command = clean("timeout");
-        command.args(["180", "kubectl"]).env("KUBECONFIG", kubeconfig).env("PATH", self.path());
+        command
+            .args([&seconds.to_string(), "kubectl"])
+            .env("KUBECONFIG", kubeconfig)
+            .env("PATH", self.path());
         command
     }
 

@@ -42,8 +42,27 @@ pub(crate) struct Forward {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Passes,
+    /// Answers pass.
+    RequestsFrozen,
     Frozen,
     Cut,
+}
+
+/// A direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    ToClient,
+}
+
+impl State {
+    fn passes(self, direction: Direction) -> bool {
+        match self {
+            State::Passes => true,
+            State::RequestsFrozen => direction == Direction::ToClient,
+            State::Frozen | State::Cut => false,
+        }
+    }
 }
 
 /// The next state, and where to report that it has been reached.
@@ -135,6 +154,11 @@ impl Forward {
         self.become_(State::Frozen);
     }
 
+    /// The same for what clients send alone: they go on to see what the server sends.
+    pub(crate) fn freeze_requests(&self) {
+        self.become_(State::RequestsFrozen);
+    }
+
     /// Passes everything again, first what was held; after a cut it listens again.
     pub(crate) fn thaw(&self) {
         self.become_(State::Passes);
@@ -216,24 +240,27 @@ async fn forward(
 }
 
 async fn pass(mut client: TcpStream, to: SocketAddr, mut state: watch::Receiver<State>) -> io::Result<()> {
-    passing(&mut state).await;
+    passing(&mut state, Direction::ToServer).await;
     let mut server = TcpStream::connect(to).await?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
     }
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    tokio::try_join!(pump(from_client, to_server, state.clone()), pump(from_server, to_client, state))?;
+    tokio::try_join!(
+        pump(from_client, to_server, state.clone(), Direction::ToServer),
+        pump(from_server, to_client, state, Direction::ToClient)
+    )?;
     Ok(())
 }
 
-async fn passing(state: &mut watch::Receiver<State>) {
+async fn passing(state: &mut watch::Receiver<State>, direction: Direction) {
     // An error: the forwarder ends, and this task with it.
-    let _ = state.wait_for(|state| *state == State::Passes).await;
+    let _ = state.wait_for(|state| state.passes(direction)).await;
 }
 
-async fn frozen(state: &mut watch::Receiver<State>) {
-    let _ = state.wait_for(|state| *state != State::Passes).await;
+async fn frozen(state: &mut watch::Receiver<State>, direction: Direction) {
+    let _ = state.wait_for(|state| !state.passes(direction)).await;
 }
 
 /// Passes bytes, and then the end, in one direction while the state lets it.
@@ -241,26 +268,27 @@ async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut state: watch::Receiver<State>,
+    direction: Direction,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        passing(&mut state).await;
+        passing(&mut state, direction).await;
         let read = tokio::select! {
             biased;
-            () = frozen(&mut state) => continue,
+            () = frozen(&mut state, direction) => continue,
             read = from.read(&mut buffer) => read?,
         };
         let mut rest = &buffer[..read];
         while !rest.is_empty() {
-            passing(&mut state).await;
+            passing(&mut state, direction).await;
             tokio::select! {
                 biased;
-                () = frozen(&mut state) => {}
+                () = frozen(&mut state, direction) => {}
                 written = to.write(rest) => rest = &rest[written?..],
             }
         }
         if read == 0 {
-            passing(&mut state).await;
+            passing(&mut state, direction).await;
             return to.shutdown().await;
         }
     }

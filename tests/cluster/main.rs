@@ -8,6 +8,7 @@ mod client;
 mod clock;
 mod cluster;
 mod cost;
+mod crowd;
 mod dns;
 mod forward;
 mod helm;
@@ -15,6 +16,7 @@ mod helm;
 mod judge;
 mod process;
 mod remains;
+mod replica;
 mod shop;
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,6 +25,7 @@ mod webhook;
 
 mod admission;
 mod api;
+mod controller;
 mod ends;
 mod image;
 mod pods;

@@ -38,8 +38,8 @@ spec:
         securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 "#;
 
-/// What a cluster needs for the sidecar: the right to its ConfigMap, and the way of callers to its port.
-const SURROUNDINGS: &str = r#"
+/// What a cluster needs for the sidecar: the right to its ConfigMap.
+const RIGHTS: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: callback-guard, namespace: NAMESPACE}
@@ -52,7 +52,10 @@ metadata: {name: callback-guard, namespace: NAMESPACE}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: callback-guard}
 subjects:
 - {kind: Group, apiGroup: rbac.authorization.k8s.io, name: 'system:serviceaccounts:NAMESPACE'}
----
+"#;
+
+/// The way of callers to its port.
+const SERVICE: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: shop, namespace: NAMESPACE}
@@ -97,32 +100,44 @@ pub(crate) fn deny(code: u32, more: &str) -> String {
 }
 
 impl<'c> Shop<'c> {
-    /// Namespace, rights, Secret, policy and Service; no app yet.
-    pub(crate) fn new(cluster: &'c Cluster, image: String, policy: &str) -> Shop<'c> {
+    /// Namespace and Service; no app yet, and nothing for its sidecar.
+    pub(crate) fn bare(cluster: &'c Cluster, image: String) -> Shop<'c> {
         let namespace = cluster.namespace(&["pod-security.kubernetes.io/enforce=restricted"]);
         let name = namespace.name.clone();
-        cluster.apply(&SURROUNDINGS.replace("NAMESPACE", &name));
+        cluster.apply(&SERVICE.replace("NAMESPACE", &name));
         let service = cluster.get(&name, &["service", "shop"]).expect("it was applied");
         let address = service["spec"]["clusterIP"].as_str().expect("an address").to_owned();
-        let mut params =
-            CertificateParams::new(vec![address.clone(), format!("shop.{name}.svc")]).expect("names");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let issued = Authority::common().issue(params);
         let folder = Folder::new();
         let authority = folder.write("ca.pem", Authority::common().pem());
+        Shop { cluster, namespace, image, folder, address, authority }
+    }
+
+    /// The same with rights, Secret and policy.
+    pub(crate) fn new(cluster: &'c Cluster, image: String, policy: &str) -> Shop<'c> {
+        let shop = Shop::bare(cluster, image);
+        let name = shop.name().to_owned();
+        cluster.apply(&RIGHTS.replace("NAMESPACE", &name));
+        let mut params =
+            CertificateParams::new(vec![shop.address.clone(), format!("shop.{name}.svc")]).expect("names");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let issued = Authority::common().issue(params);
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {"name": "callback-guard-tls", "namespace": name},
             "stringData": {"tls.crt": issued.cert, "tls.key": issued.key},
         });
         cluster.apply(&secret.to_string());
-        let shop = Shop { cluster, namespace, image, folder, address, authority };
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "callback-guard-policy", "namespace": name}, "data": {"policy.yaml": policy},
         });
         cluster.apply(&map.to_string());
         shop
+    }
+
+    /// The Service's address.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     pub(crate) fn name(&self) -> &str {

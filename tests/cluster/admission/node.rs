@@ -234,7 +234,7 @@ fn openim(cluster: &Cluster, namespace: &str, pod: &str, job: Value) -> Value {
     Judge::run(command).ask([job].into_iter()).remove(0)
 }
 
-fn openim_image() -> PathBuf {
+pub(crate) fn openim_image() -> PathBuf {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/image");
     let mut command = clean(script);
     let built = run(command.arg("openim").env("CARGO_TARGET_DIR", target()), None);
