@@ -64,7 +64,7 @@ const HOUR: u32 = 3600;
 pub(super) const NOT_SET: &str = "";
 
 /// Every annotation under our prefix.
-pub const TABLE: [Annotation; 24] = [
+pub const TABLE: [Annotation; 25] = [
     field(
         "upstream-port",
         Kind::Port { least: 1 },
@@ -156,6 +156,12 @@ pub const TABLE: [Annotation; 24] = [
         "threads that answer callbacks: `proxy --workers`",
     ),
     flag("log-level", Kind::OneOf(&["off", "error", "warn", "info", "debug"]), "info", "`proxy --log-level`"),
+    flag(
+        "max-connection-age",
+        Kind::Time { least: 1, most: HOUR },
+        "10m",
+        "when OpenIM has to connect again, and sees new pods and certificates: `proxy --max-connection-age`",
+    ),
     flag("drain-delay", Kind::Time { least: 0, most: HOUR }, "3s", "`proxy --drain-delay`"),
     flag("drain-timeout", Kind::Time { least: 0, most: HOUR }, "20s", "`proxy --drain-timeout`"),
     record(INJECT, "is a label: set it under `metadata.labels`, to `enabled` or `disabled`"),

@@ -14,6 +14,7 @@ mod program;
 
 mod admission_policy;
 mod check;
+mod controller;
 mod demo;
 mod drain;
 mod explain;

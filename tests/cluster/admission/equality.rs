@@ -465,6 +465,7 @@ fn annotation() -> impl Strategy<Value = (String, Value)> {
         ("log-level", &["debug"]),
         ("drain-delay", &["0s", "1.5s", "1m30s"]),
         ("drain-timeout", &["10s"]),
+        ("max-connection-age", &["1s", "1h"]),
     ];
     let bad = [
         ("upstream-port", &["0", "18443"][..]),
@@ -480,6 +481,7 @@ fn annotation() -> impl Strategy<Value = (String, Value)> {
         ("workers", &["65"]),
         ("drain-delay", &["2h"]),
         ("drain-timeout", &["10"]),
+        ("max-connection-age", &["999ms"]),
         ("colour", &["red"]),
         ("injected-hash", &["0"]),
     ];

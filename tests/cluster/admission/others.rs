@@ -196,7 +196,7 @@ fn no_policy_costs_more_than_a_hundredth_of_the_budget_for_a_pod_of_20_container
             "image-pull-policy" => "Always",
             "image" => IMAGE,
             "log-level" => "debug",
-            "app-pre-stop-sleep" | "drain-delay" | "drain-timeout" => "5s",
+            "app-pre-stop-sleep" | "drain-delay" | "drain-timeout" | "max-connection-age" => "5s",
             "cpu-request" | "cpu-limit" => "500m",
             "memory-request" | "memory-limit" => "128Mi",
             "upstream-port" => "3000",

@@ -22,26 +22,12 @@ const CERTIFICATE: &str = "30s";
 /// knows the first two, still can verify it: until 228 s.
 const CA: &str = "114s";
 
-const CONTROLLER: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: callback-guard-controller, namespace: OWN}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: controller}}
-  template:
-    metadata: {labels: {app: controller}}
-    spec:
-      serviceAccountName: callback-guard-controller
-      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
-      containers:
-      - name: controller
-        image: IMAGE
-        imagePullPolicy: Never
-        args: ARGS
-        readinessProbe: {httpGet: {port: 9090, path: /readyz}, periodSeconds: 1}
-        securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
-"#;
+/// The manifest of the documentation.
+fn documented() -> String {
+    let page = include_str!("../../../docs/controller.md");
+    let (_, manifest) = page.split_once("```yaml\n").expect("a manifest");
+    manifest.split_once("```").expect("its end").0.to_owned()
+}
 
 /// OpenIM's client. It calls until the ConfigMap `stop` is there.
 const OPENIM: &str = r#"
@@ -92,18 +78,24 @@ impl Installed<'_> {
         run(&mut command, None).unwrap_or_else(|said| panic!("admission-policy: {said}"))
     }
 
+    /// Applies the manifest of the documentation, with these namespaces and short lifetimes.
     fn start_controller(&self) {
-        let args = json!([
-            "controller",
-            format!("--own-namespace={}", self.own),
-            format!("--namespaces={}", self.served.join(",")),
-            format!("--trust-namespaces={}", self.openim),
-            format!("--certificate-lifetime={CERTIFICATE}"),
-            format!("--ca-lifetime={CA}"),
-            "--admin-listen=0.0.0.0:9090",
-        ]);
-        let manifest = CONTROLLER.replace("OWN", &self.own).replace("IMAGE", self.image);
-        self.cluster.apply(&manifest.replace("ARGS", &args.to_string()));
+        let mut manifest = documented();
+        for (documented, here) in [
+            ("namespace: callback-guard}", format!("namespace: {}}}", self.own)),
+            ("--own-namespace=callback-guard", format!("--own-namespace={}", self.own)),
+            ("--namespaces=shop", format!("--namespaces={}", self.served.join(","))),
+            ("--trust-namespaces=openim", format!("--trust-namespaces={}", self.openim)),
+            ("image: REGISTRY/callback-guard:0.1.0", format!("image: {}\n        imagePullPolicy: Never", self.image)),
+            (
+                "        ports:",
+                format!("        - --certificate-lifetime={CERTIFICATE}\n        - --ca-lifetime={CA}\n        ports:"),
+            ),
+        ] {
+            assert_eq!(manifest.matches(documented).count(), 1, "{documented} in {manifest}");
+            manifest = manifest.replace(documented, &here);
+        }
+        self.cluster.apply(&manifest);
         let name = "deployment/callback-guard-controller";
         self.cluster.kubectl(&["-n", &self.own, "rollout", "status", name, "--timeout=120s"]);
     }
@@ -111,7 +103,7 @@ impl Installed<'_> {
     /// The metrics of the leader.
     fn metrics(&self) -> String {
         eventually("the leader's metrics", || {
-            let pods = self.cluster.pods(&self.own, "app=controller");
+            let pods = self.cluster.pods(&self.own, "app=callback-guard-controller");
             let texts = pods.iter().filter_map(|pod| {
                 let url = format!("http://{}:9090/metrics", pod["status"]["podIP"].as_str()?);
                 run(self.cluster.command_in_network("curl").args(["-sSf", "-m", "10", &url]), None).ok()
