@@ -78,6 +78,8 @@ pub fn display(duration: Duration) -> String {
     let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
     match (seconds, millis) {
         (_, 1..) => format!("{}ms", duration.as_millis()),
+        // An hour is a round number of minutes to read; a year of them is not.
+        (360_000.., 0) if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
         (60.., 0) if seconds % 60 == 0 => format!("{}m", seconds / 60),
         (60.., 0) => format!("{}m{}s", seconds / 60, seconds % 60),
         (_, 0) => format!("{seconds}s"),
@@ -146,6 +148,9 @@ mod tests {
             (60_000, "1m"),
             (90_000, "1m30s"),
             (600_000, "10m"),
+            (3_600_000, "60m"),
+            (360_000_000, "100h"),
+            (360_060_000, "6001m"),
         ] {
             let duration = Duration::from_millis(millis);
             assert_eq!(display(duration), text);

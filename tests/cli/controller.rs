@@ -53,7 +53,8 @@ fn bounds_of_times_are_checked() {
         ("--identity", "two words", "visible ASCII"),
     ] {
         let program = folder.program("controller --own-namespace guard");
-        let variable = format!("CALLBACK_GUARD_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
+        let variable =
+            format!("CALLBACK_GUARD_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
         program.env(&variable, value).run().code(2).out("").problems_of(&[flag], BEHIND).err_has(part);
     }
     folder.run("controller").code(2).problems_of(&["--own-namespace"], BEHIND).err_has("is missing");

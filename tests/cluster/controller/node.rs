@@ -86,10 +86,15 @@ impl Installed<'_> {
             ("--own-namespace=callback-guard", format!("--own-namespace={}", self.own)),
             ("--namespaces=shop", format!("--namespaces={}", self.served.join(","))),
             ("--trust-namespaces=openim", format!("--trust-namespaces={}", self.openim)),
-            ("image: REGISTRY/callback-guard:0.1.0", format!("image: {}\n        imagePullPolicy: Never", self.image)),
+            (
+                "image: REGISTRY/callback-guard:0.1.0",
+                format!("image: {}\n        imagePullPolicy: Never", self.image),
+            ),
             (
                 "        ports:",
-                format!("        - --certificate-lifetime={CERTIFICATE}\n        - --ca-lifetime={CA}\n        ports:"),
+                format!(
+                    "        - --certificate-lifetime={CERTIFICATE}\n        - --ca-lifetime={CA}\n        ports:"
+                ),
             ),
         ] {
             assert_eq!(manifest.matches(documented).count(), 1, "{documented} in {manifest}");
@@ -168,7 +173,13 @@ impl Installed<'_> {
     fn wait_for_policy(&self, namespace: &str, injects: bool) {
         let probe = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
-            "spec": {"containers": [{"name": "app", "image": "x", "ports": [{"containerPort": 8080}]}]},
+            "spec": {
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "app", "image": "x", "ports": [{"containerPort": 8080}],
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                }],
+            },
         });
         eventually("the policy", || {
             let pod = Client::of(self.cluster).dry_run(namespace, &probe);
@@ -433,7 +444,7 @@ fn a_broken_policy_is_named_in_the_words_of_check_and_its_mending_too(
     patch("mode: Obsrve\n");
     let policy = ("ConfigMap", "callback-guard-policy");
     let words =
-        "policy.yaml: mode: Unsupported value: \"Obsrve\": supported values: \"Enforce\", \"Observe\"";
+        "policy.yaml:1:7: mode: Unsupported value: \"Obsrve\": supported values: \"Enforce\", \"Observe\"";
     installed.event(stall, policy, "InvalidPolicy", words);
     let broken = "callback_guard_controller_policies_broken 1";
     eventually(broken, || installed.metrics().contains(broken).then_some(()));
