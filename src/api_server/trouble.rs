@@ -154,6 +154,8 @@ fn answered(status: &Status, place: &Place, action: Action, target: &Target) -> 
              namespace"
                 .to_owned()
         }
+        _ if words.contains("exceeded quota") => "the quota of the namespace is used up: raise it".to_owned(),
+        404 if action != Action::Read => "the namespace does not exist: create it".to_owned(),
         401 => format!("check {credential}: the server does not know whose it is, or it has expired"),
         403 => format!("check that {}", missing_right(action, target)),
         404 => format!("check that the server of {from} is a Kubernetes API server"),
@@ -258,6 +260,10 @@ mod tests {
         assert!(role.contains("asked for all configmaps") && role.contains(rule), "{role}");
         let webhook = refused(403, "admission webhook \"w\" denied", Action::Apply, &target());
         assert!(webhook.contains("an admission webhook") && !webhook.contains("Role"), "{webhook}");
+        let missing = refused(404, "namespaces \"shop\" not found", Action::Apply, &target());
+        assert!(missing.ends_with("the namespace does not exist: create it"), "{missing}");
+        let quota = refused(403, "exceeded quota: q", Action::Apply, &target());
+        assert!(quota.contains("raise it") && !quota.contains("Role"), "{quota}");
         let gone = refused(403, "because it is being terminated", Action::Apply, &target());
         assert!(gone.ends_with("is being deleted: nothing to do"), "{gone}");
     }
