@@ -26,6 +26,8 @@ pub(super) struct Bundle {
     /// Whether the namespace has had its starter policy. Kept as an annotation, so that it is made once and not again after
     /// it was deleted.
     starter: bool,
+    /// The authority whose bundle the ConfigMap has.
+    good: Option<Rc<Authority>>,
 }
 
 impl Bundle {
@@ -41,11 +43,17 @@ impl Bundle {
             "delete or rename it, and the controller publishes the CA; until then what is in it is trusted";
         let target = config_map(namespace, AUTHORITY);
         let config_map = Owned::follow(target, remedy, writer, (&shared.findings, news), tasks);
-        Bundle { writer: writer.clone(), config_map, starter: false }
+        Bundle { writer: writer.clone(), config_map, starter: false, good: None }
     }
 
     /// Publishes what is to be trusted now.
-    pub(super) async fn keep(&mut self, authority: &Authority) {
+    pub(super) async fn keep(&mut self, authority: &Rc<Authority>) {
+        // What expires makes another authority.
+        let same = self.good.as_ref().is_some_and(|good| Rc::ptr_eq(good, authority));
+        if same && self.config_map.is_unchanged() {
+            return;
+        }
+        self.good = None;
         let bundle = authority.bundle(clocks(&self.writer.pool));
         let is_good = match self.config_map.look().0 {
             Found::Unknown | Found::Foreign => return,
@@ -58,7 +66,11 @@ impl Bundle {
                 good && found.data.is_some_and(|data| data.get(AUTHORITY_KEY) == Some(&bundle))
             }
         };
-        if is_good || !self.config_map.is_due() {
+        if is_good {
+            self.good = Some(Rc::clone(authority));
+            return;
+        }
+        if !self.config_map.is_due() {
             return;
         }
         let mut annotations = Map::new();
@@ -140,15 +152,14 @@ impl Leaf {
     pub(super) async fn keep(&mut self, authority: &Rc<Authority>) {
         let clocks = clocks(&self.writer.pool);
         let lifetimes = &self.shared.config.lifetimes;
-        let reason = match self.secret.look() {
-            (Found::Unknown | Found::Foreign, _) => return,
-            (Found::Absent, _) => "there was none".to_owned(),
-            (Found::Ours(found), changed) => {
-                let is_good =
-                    |(by, until): &(Rc<Authority>, i64)| Rc::ptr_eq(by, authority) && clocks.later < *until;
-                if !changed && self.good.as_ref().is_some_and(is_good) {
-                    return;
-                }
+        let is_good = |(by, until): &(Rc<Authority>, i64)| Rc::ptr_eq(by, authority) && clocks.later < *until;
+        if self.secret.is_unchanged() && self.good.as_ref().is_some_and(is_good) {
+            return;
+        }
+        let reason = match self.secret.look().0 {
+            Found::Unknown | Found::Foreign => return,
+            Found::Absent => "there was none".to_owned(),
+            Found::Ours(found) => {
                 let data = plain(found.data.unwrap_or_default());
                 let part = |key: &str| data.get(key).map(Vec::as_slice).unwrap_or_default();
                 match authority.judge(part("tls.crt"), part("tls.key"), &self.names, lifetimes, clocks) {

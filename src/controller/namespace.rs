@@ -19,6 +19,7 @@ use super::policies::{Starter, follow_policies};
 use super::write::Writer;
 use super::{Current, Served, Shared};
 use crate::api_server::Target;
+use crate::sidecar::annotations::PREFIX;
 use crate::sidecar::census;
 
 /// How often pods are counted if nothing has changed.
@@ -48,6 +49,8 @@ pub(super) async fn serve(
         }),
         starter: Starter::new(&shared, name, &writer),
         pods: Pods::new(&shared, name, &writer, &news),
+        seen: None,
+        metadata: None,
         labeled_since: None,
         authority,
         current,
@@ -116,6 +119,10 @@ fn follow_namespace(
 struct Keeper {
     shared: Rc<Shared>,
     namespace: Kept<DynamicObject>,
+    /// The version of it that was looked at last.
+    seen: Option<u64>,
+    /// What of its metadata decides about pods; `None` if it does not exist, or is being deleted.
+    metadata: Option<Value>,
     bundle: Bundle,
     leaf: Option<Leaf>,
     starter: Starter,
@@ -131,19 +138,11 @@ impl Keeper {
         if !self.namespace.is_known() {
             return;
         }
-        let namespace = self.namespace.get();
-        let about = about(self.namespace.target());
-        let Some(namespace) = namespace.filter(|namespace| namespace.metadata.deletion_timestamp.is_none())
-        else {
-            let text = format!(
-                "namespace {name} does not exist or is being deleted, so nothing is done for it: create it, or take it from \
-                 --namespaces",
-                name = about.name
-            );
-            let finding = Finding { about, reason: MISSING, text, urgent: true, event: false, over: None };
-            return self.shared.findings.report(finding);
-        };
-        self.shared.findings.clear(&about, MISSING);
+        if self.seen != Some(self.namespace.version()) {
+            self.seen = Some(self.namespace.version());
+            self.look();
+        }
+        let Some(metadata) = self.metadata.clone() else { return };
         // Before the CA, whose ConfigMap notes that it was created.
         self.starter.keep(&mut self.bundle).await;
         let now = self.authority.borrow_and_update().clone();
@@ -154,31 +153,49 @@ impl Keeper {
                 leaf.keep(&now).await;
             }
         }
-        let metadata = serde_json::to_value(namespace.metadata).unwrap_or_default();
         let current = self.current.borrow_and_update().clone();
         if let Some(current) = current {
-            let deciding = self.deciding(&metadata, current);
-            self.pods.keep(&deciding);
+            self.pods.keep(&Deciding { namespace: metadata, labeled_since: self.labeled_since, current });
         }
     }
 
-    /// What decides about pods, without what changes for other reasons.
-    fn deciding(&mut self, metadata: &Value, current: Option<String>) -> Deciding {
-        let found = census::label_time(metadata);
-        self.labeled_since = match (self.labeled_since, found) {
-            (Some(known), Some(found)) => Some(known.min(found)),
-            (None, found) => found,
-            (Some(_), None) => None,
-        };
-        let ours = |part: &str| {
-            let all = metadata.get(part).and_then(Value::as_object).into_iter().flatten();
-            let ours = all.filter(|(key, _)| key.starts_with(crate::sidecar::annotations::PREFIX));
-            ours.map(|(key, value)| (key.clone(), value.clone())).collect::<serde_json::Map<_, _>>()
-        };
-        Deciding {
-            namespace: json!({"labels": ours("labels"), "annotations": ours("annotations")}),
-            labeled_since: self.labeled_since,
-            current,
-        }
+    /// Looks at the namespace as it is now.
+    fn look(&mut self) {
+        let about = about(self.namespace.target());
+        let namespace = self.namespace.get();
+        let there = namespace.filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
+        self.metadata = there.map(|there| {
+            let metadata = serde_json::to_value(there.metadata).unwrap_or_default();
+            let found = census::label_time(&metadata);
+            self.labeled_since = match (self.labeled_since, found) {
+                (Some(known), Some(found)) => Some(known.min(found)),
+                (None, found) => found,
+                (Some(_), None) => None,
+            };
+            ours(&metadata)
+        });
+        let finding = self.metadata.is_none().then(|| Finding {
+            about: about.clone(),
+            reason: MISSING,
+            text: format!(
+                "namespace {} does not exist or is being deleted, so nothing is done for it: create it, or take it from \
+                 --namespaces",
+                about.name
+            ),
+            urgent: true,
+            event: false,
+            over: None,
+        });
+        self.shared.findings.set(&about, MISSING, finding);
     }
+}
+
+/// The labels and annotations that decide about pods, without what changes for other reasons.
+fn ours(metadata: &Value) -> Value {
+    let part = |name: &str| {
+        let all = metadata.get(name).and_then(Value::as_object).into_iter().flatten();
+        let ours = all.filter(|(key, _)| key.starts_with(PREFIX));
+        ours.map(|(key, value)| (key.clone(), value.clone())).collect::<serde_json::Map<_, _>>()
+    };
+    json!({"labels": part("labels"), "annotations": part("annotations")})
 }

@@ -103,6 +103,11 @@ where
         (found, changed)
     }
 
+    /// Whether it is as it was at the last look.
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.kept.version() == self.seen
+    }
+
     /// Whether a write may be tried now.
     pub(super) fn is_due(&self) -> bool {
         self.retry.is_due()

@@ -179,10 +179,10 @@ impl Starter {
 
     /// Looks once whether there is a policy, and creates one if the namespace has never had one of this controller.
     pub(super) async fn keep(&mut self, bundle: &mut Bundle) {
-        let Some(had) = bundle.had_starter() else { return };
         if self.looked || !self.retry.is_due() {
             return;
         }
+        let Some(had) = bundle.had_starter() else { return };
         let done = match self.find().await {
             Ok(Some(found)) => {
                 self.report_unlabeled(&found);
