@@ -4,7 +4,7 @@
 //! changed, and an Event at once and then every hour, as Kubernetes forgets Events after one.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +24,9 @@ const MESSAGE_LIMIT_BYTES: usize = 1024;
 
 /// How often an Event is written again: API servers keep them for an hour (`--event-ttl`).
 const RENEWAL: Duration = Duration::from_secs(3500);
+
+/// Time between two Events: after a bad day there are thousands, and nobody waits for the last.
+const EVENT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Most findings at once. Some for each namespace, and one for each workload with pods that need something.
 const LIMIT: usize = 10_000;
@@ -61,7 +64,7 @@ pub(super) struct Finding {
 }
 
 /// Kind, namespace and name of the object, and the reason. The same object made again has another uid.
-type Key = (String, String, String, &'static str);
+pub(super) type Key = (String, String, String, &'static str);
 
 /// The key of findings about an object with this reason.
 pub(super) fn key(about: &About, reason: &'static str) -> Key {
@@ -177,7 +180,7 @@ impl Findings {
     }
 
     /// Everything about objects of a namespace with these reasons that is not among the given ones is over.
-    pub(super) fn keep_only(&self, namespace: &str, reasons: &[&'static str], keep: &[Key]) {
+    pub(super) fn keep_only(&self, namespace: &str, reasons: &[&'static str], keep: &BTreeSet<Key>) {
         let stale: Vec<_> = {
             let state = self.state.borrow();
             let of_namespace = state
@@ -244,6 +247,7 @@ impl Findings {
                 }
                 Err(NotWritten::Changed) | Ok(()) => debug!(about = %about, reason, "Event written"),
             }
+            sleep(EVENT_PAUSE).await;
         }
     }
 }
@@ -408,7 +412,7 @@ mod tests {
         for finding in [finding("a", ""), finding("b", ""), elsewhere, policy] {
             findings.report(finding);
         }
-        findings.keep_only("shop", &["Foreign"], &[key(&finding("b", "").about, "Foreign")]);
+        findings.keep_only("shop", &["Foreign"], &BTreeSet::from([key(&finding("b", "").about, "Foreign")]));
         let left: Vec<_> = findings.list().into_iter().map(|listed| (listed.about, listed.reason)).collect();
         let expected =
             [("Secret other/a", "Foreign"), ("Secret shop/a", "InvalidPolicy"), ("Secret shop/b", "Foreign")];

@@ -4,7 +4,7 @@
 //! What decides about a pod (the labels of its namespace, the policy in the cluster) may change: then both begin anew.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use kube::api::{ApiResource, DynamicObject};
@@ -93,7 +93,8 @@ impl Pods {
             return;
         }
         self.deciding = Some(deciding.clone());
-        self.tasks.abort_all();
+        // Dropped, and so ended.
+        self.tasks = JoinSet::new();
         let enabled =
             deciding.namespace.pointer("/labels/callback-guard.io~1inject") == Some(&Value::from("enabled"));
         let asked = match enabled {
@@ -154,7 +155,7 @@ impl Pods {
         }
         self.shared.metrics.pods(&self.namespace, &counts);
         self.shared.metrics.skipped(&self.namespace, &skipped);
-        let mut kept = Vec::new();
+        let mut kept = BTreeSet::new();
         for (need, owner, names) in groups.into_values() {
             let about = About {
                 api_version: owner.api_version.clone(),
@@ -165,7 +166,7 @@ impl Pods {
             };
             let urgent = need != Need::Restart;
             let text = need.text(&about, &names, owner.remedy(&self.namespace, &names[0]).as_deref());
-            kept.push(key(&about, need.reason()));
+            kept.insert(key(&about, need.reason()));
             let finding = Finding { about, reason: need.reason(), text, urgent, event: urgent, over: None };
             self.shared.findings.report(finding);
         }
