@@ -236,9 +236,15 @@ pub(crate) struct Memory {
 /// Makes a command run on one core, and end when this process does: a master of workers gets the signal that it passes
 /// on to them.
 pub(crate) fn bind_to(command: &mut Command, core: usize) {
+    // SAFETY: what runs there makes system calls alone and allocates nothing.
+    unsafe { command.pre_exec(move || pin(core)) };
+    end_with_this_process(command);
+}
+
+/// Makes a command end when this process does, however that ends.
+pub(crate) fn end_with_this_process(command: &mut Command) {
     let parent = process::id().cast_signed();
     let prepare = move || {
-        pin(core)?;
         // SAFETY: a plain system call, between fork and exec.
         let ended =
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 || libc::getppid() != parent };

@@ -105,7 +105,8 @@ fn create(client: &mut Client, path: &str, object: &Value) -> Value {
     made.body
 }
 
-fn create_pod(client: &mut Client, namespace: &str, name: &str) -> Value {
+/// Creates a pod; with a sidecar if the policies are there.
+pub(crate) fn create_pod(client: &mut Client, namespace: &str, name: &str) -> Value {
     create(client, &format!("/api/v1/namespaces/{namespace}/pods"), &pod(name))
 }
 
