@@ -171,7 +171,7 @@ where
         let opened = door.open().await;
         let Opened { client, last, place } =
             opened.map_err(|problem| Cut { problem, away: Duration::ZERO, relist: false })?;
-        self.watch(&api(client)).await.map_err(|mut error| {
+        self.watch(api(client)).await.map_err(|mut error| {
             // JSON of somebody who is no API server says no code.
             if let Error::Api(status) = &mut error
                 && status.code == 0
@@ -186,10 +186,10 @@ where
         })
     }
 
-    async fn watch(&mut self, api: &Api<K>) -> Result<(), Error> {
+    async fn watch(&mut self, api: Api<K>) -> Result<(), Error> {
         let version = match &self.version {
             Some(version) => version.clone(),
-            None => self.list(api).await?,
+            None => self.list(&api).await?,
         };
         let (least, most) = WATCH_SECONDS;
         let seconds = least + (f64::from(most - least) * random()) as u32;
@@ -201,6 +201,8 @@ where
             asked = asked.labels(&self.followed.labels);
         }
         let mut events = pin!(api.watch(&asked, &version).await?);
+        // A client has a queue and a task of its own, 13 KiB that the watch would keep for an hour.
+        drop(api);
         self.connected();
         while let Some(event) = events.next().await {
             self.take(event?)?;
