@@ -1,4 +1,4 @@
-//! Admin ports: plain HTTP, on a thread of its own, so that a busy data plane cannot fail its own probes.
+//! Admin ports: plain HTTP; in the proxy on a thread of its own, so that a busy data plane cannot fail its own probes.
 //!
 //! | path | who | what |
 //! |---|---|---|

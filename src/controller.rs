@@ -129,7 +129,9 @@ impl Shared {
         let pool = Pool::new(&client);
         // Connections of its own: whatever else waits for an answer, the Lease is renewed.
         let leadership = Leadership::new(&config, Pool::new(&client));
-        Shared { config, findings: Findings::default(), metrics, leadership, pool }
+        let with_events = config.namespaces.iter().map(|served| &served.name).chain([&config.own_namespace]);
+        let findings = Findings::new(with_events.cloned().collect());
+        Shared { config, findings, metrics, leadership, pool }
     }
 }
 
@@ -155,15 +157,27 @@ pub async fn run(shared: Rc<Shared>, ending: impl Future<Output = ()>) {
         };
         info!(identity = shared.config.identity, "This replica leads");
         shared.metrics.leads(true);
+        let mut leading = Box::pin(lead(&shared, &term));
         let lost = tokio::select! {
             lost = shared.leadership.keep(&term) => Some(lost),
-            () = lead(&shared, &term) => unreachable!("it runs for ever"),
+            () = &mut leading => unreachable!("it runs for ever"),
             () = &mut following => unreachable!("it runs for ever"),
             () = &mut ending => None,
         };
+        let Some(reason) = lost else {
+            let release = async {
+                shared.leadership.close(&term).await;
+                shared.leadership.release().await;
+            };
+            return tokio::select! {
+                () = release => {}
+                () = &mut leading => unreachable!("it runs for ever"),
+                () = &mut following => unreachable!("it runs for ever"),
+            };
+        };
+        drop(leading);
         shared.metrics.leads(false);
         shared.findings.forget();
-        let Some(reason) = lost else { return shared.leadership.release(&term).await };
         warn!(reason, "The Lease is lost: this replica waits until it may lead again");
     }
 }

@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::connect::{Door, Opened};
-use super::trouble::{Action, Target, explain};
+use super::trouble::{Action, Failure, Target, explain};
 
 /// How long one watch lasts, in seconds, at random between these: an hour keeps ten thousand sidecars at three
 /// re-watches a second, and the spread keeps them apart.
@@ -178,6 +178,10 @@ where
             {
                 status.code = last.status();
             }
+            // Large objects: fewer of them fit into an answer.
+            if is_too_long(&error) {
+                self.followed.page = self.followed.page.map(|page| (page / 2).max(1));
+            }
             Cut {
                 problem: explain(&error, &place, Action::Read, &self.followed.target),
                 away: last.retry_after(),
@@ -287,6 +291,11 @@ where
             self.reported = Some(problem);
         }
     }
+}
+
+fn is_too_long(error: &Error) -> bool {
+    let Error::Service(error) = error else { return false };
+    matches!(error.downcast_ref::<Failure>(), Some(Failure::TooLong(_)))
 }
 
 /// Whether going on from the last version seen can only fail again.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -26,7 +26,7 @@ const STREAMS: usize = 64;
 /// Connections at once: 4,096 watches and requests, which are those of about 600 namespaces.
 const CONNECTIONS: usize = 64;
 
-/// Requests at once whose answer has not begun. An API server lets a client have some dozens, and refuses others with 429; at the start
+/// Lists and watches at once whose answer has not begun. An API server lets a client have some dozens, and refuses others with 429; at the start
 /// there are some for each namespace.
 const WAITING: usize = 8;
 
@@ -89,7 +89,11 @@ impl Pool {
         mut request: Request<Asked>,
     ) -> Result<Response<Heard<Incoming, Held>>, Failure> {
         request.headers_mut().insert(header::USER_AGENT, self.0.agent.clone());
-        let _waiting = self.0.waiting.acquire().await.expect("the semaphore is never closed");
+        // A write may wait for a slow webhook, and keeps no other waiting.
+        let _waiting = match *request.method() == Method::GET {
+            true => Some(self.0.waiting.acquire().await.expect("the semaphore is never closed")),
+            false => None,
+        };
         let answer = match self.stream().await? {
             Found::Stream { access, mut sender, permit } => {
                 let request = addressed(&access, request, Version::Http2)?;

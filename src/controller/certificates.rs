@@ -63,10 +63,13 @@ impl Bundle {
                 let marked = annotations.contains_key(STARTER);
                 let good = marked || !self.starter;
                 self.starter |= marked;
+                let published = found.data.as_ref().and_then(|data| data.get(AUTHORITY_KEY));
+                self.report_other(published.map_or("", String::as_str), &bundle);
                 good && found.data.is_some_and(|data| data.get(AUTHORITY_KEY) == Some(&bundle))
             }
         };
         if is_good {
+            self.config_map.is_good();
             self.good = Some(Rc::clone(authority));
             return;
         }
@@ -83,9 +86,37 @@ impl Bundle {
         }
     }
 
+    /// Reports a CA that has nothing in common with what was published: who has read that trusts no certificate of now.
+    fn report_other(&self, published: &str, bundle: &str) {
+        const END: &str = "-----END CERTIFICATE-----";
+        let blocks =
+            |text: &str| text.split_inclusive(END).map(|block| block.trim().to_owned()).collect::<Vec<_>>();
+        let now = blocks(bundle);
+        let is_ca = published.contains(END);
+        if is_ca && !blocks(published).iter().any(|block| block.ends_with(END) && now.contains(block)) {
+            let text = format!(
+                "The CA in {} was replaced by one that nobody has seen before, as if its Secret had been lost: programs that \
+                 have read it, as OpenIM does when it starts, trust no certificate that is signed now. Restart OpenIM, or stop the \
+                 controller and restore the Secret {AUTHORITY} from a backup",
+                self.config_map.about()
+            );
+            self.config_map.problem(REPLACED, Some(text));
+        }
+    }
+
+    /// The namespace was made again: whatever was in it is gone.
+    pub(super) fn begin_anew(&mut self) {
+        (self.starter, self.good) = (false, None);
+    }
+
     /// Whether the namespace has had its starter policy; `None` if that is not known, or could not be noted.
     pub(super) fn had_starter(&mut self) -> Option<bool> {
-        match self.config_map.look().0 {
+        let (found, changed) = self.config_map.look();
+        if changed {
+            // Seen here, and not looked at for what it holds.
+            self.good = None;
+        }
+        match found {
             Found::Ours(found) => {
                 self.starter |= found.metadata.annotations.unwrap_or_default().contains_key(STARTER);
                 Some(self.starter)
@@ -100,6 +131,9 @@ impl Bundle {
         self.starter = true;
     }
 }
+
+/// The reason of a finding about a CA that has replaced an unrelated one. It stays for the term.
+const REPLACED: &str = "AuthorityReplaced";
 
 /// The reason of a finding about a certificate that could not be signed.
 const NOT_SIGNED: &str = "NotSigned";
@@ -165,6 +199,7 @@ impl Leaf {
                 match authority.judge(part("tls.crt"), part("tls.key"), &self.names, lifetimes, clocks) {
                     CertificateState::Good { renew_at, not_after } => {
                         self.shared.metrics.certificate(&self.namespace, not_after);
+                        self.secret.is_good();
                         self.good = Some((Rc::clone(authority), renew_at));
                         return;
                     }

@@ -28,8 +28,11 @@ const RENEWAL: Duration = Duration::from_secs(3500);
 /// Time between two Events: after a bad day there are thousands, and nobody waits for the last.
 const EVENT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Longest text of a finding: a log line, and a row of the page.
+const TEXT_LIMIT_BYTES: usize = 4096;
+
 /// Most findings at once. Some for each namespace, and one for each workload with pods that need something.
-const LIMIT: usize = 10_000;
+const LIMIT: usize = 20_000;
 
 /// The object that an Event is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +97,8 @@ struct State {
 pub(super) struct Findings {
     state: Rc<RefCell<State>>,
     news: Rc<Notify>,
+    /// The namespaces where the controller may write Events.
+    with_events: Rc<BTreeSet<String>>,
 }
 
 /// A finding for people.
@@ -121,8 +126,15 @@ impl std::fmt::Display for About {
 }
 
 impl Findings {
+    /// None yet. Events are written in these namespaces.
+    pub(super) fn new(with_events: BTreeSet<String>) -> Findings {
+        Findings { with_events: Rc::new(with_events), ..Findings::default() }
+    }
+
     /// It is so now. Reporting it again with the same text does nothing.
-    pub(super) fn report(&self, finding: Finding) {
+    pub(super) fn report(&self, mut finding: Finding) {
+        finding.text = cut(&finding.text, TEXT_LIMIT_BYTES);
+        finding.event &= self.with_events.contains(&finding.about.namespace);
         let mut state = self.state.borrow_mut();
         let key = key(&finding.about, finding.reason);
         if let Some(entry) = state.entries.get_mut(&key) {
@@ -153,7 +165,7 @@ impl Findings {
     pub(super) fn clear(&self, about: &About, reason: &'static str) {
         let mut state = self.state.borrow_mut();
         let Some(entry) = state.entries.remove(&key(about, reason)) else { return };
-        info!(about = %about, reason, "No longer so");
+        info!(about = %about, reason, "Resolved");
         if let Some((reason, text)) = entry.finding.over
             && state.over.len() < LIMIT
         {
@@ -241,7 +253,7 @@ impl Findings {
             let written = event(writer, about, (reason, kind, text), count + 1, first).await;
             self.state.borrow_mut().done(&due, written.as_ref().err());
             match written {
-                Err(NotWritten::TermOver) => std::future::pending().await,
+                Err(NotWritten::TermOver) => sleep(Duration::from_secs(1)).await,
                 Err(NotWritten::Refused(problem)) => {
                     warn!(about = %about, reason = problem, "An Event cannot be written")
                 }
@@ -263,9 +275,7 @@ impl State {
             return Some(Due::Over(about.clone(), reason, text.clone()));
         }
         let is_due = |entry: &Entry| {
-            // An object of the whole cluster has no namespace for an Event that the controller may write.
             entry.finding.event
-                && !entry.finding.about.namespace.is_empty()
                 && entry.retry.is_due()
                 && entry.written.is_none_or(|at| at.elapsed() >= RENEWAL)
         };
@@ -430,8 +440,15 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_without_the_right_to_write_events_gets_none() {
+        let findings = Findings::new(["other".to_owned()].into());
+        findings.report(finding("a", "bad"));
+        assert!(findings.state.borrow().next().is_none() && findings.list().len() == 1);
+    }
+
+    #[test]
     fn an_event_is_due_at_once_and_again_after_its_hour_and_when_it_is_over() {
-        let findings = Findings::default();
+        let findings = Findings::new(["shop".to_owned()].into());
         findings.report(Finding { over: Some(("Mended", "good".to_owned())), ..finding("a", "bad") });
         let due = findings.state.borrow().next().expect("an Event");
         findings.state.borrow_mut().done(&due, None);

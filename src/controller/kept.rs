@@ -49,6 +49,7 @@ where
             listed: Rc::clone(&kept.listed),
             version: Rc::clone(&kept.version),
             found: false,
+            in_list: false,
             trouble: Trouble::new(&target, findings),
             news: Rc::clone(news),
         };
@@ -82,18 +83,20 @@ where
 
     /// What a write has given back.
     pub(super) fn wrote(&self, object: K) {
-        take(&self.object, &self.version, Some(object));
+        take(&self.object, &self.version, Some(object), false);
     }
 }
 
 /// Objects in one page of a list.
 pub(super) const PAGE: u32 = 50;
 
-fn take<K: Resource>(known: &RefCell<Option<K>>, version: &Cell<u64>, object: Option<K>) {
+/// `listed`: a list brought it, which is not older than what was seen, whatever its version says: etcd may have been restored from a
+/// backup.
+fn take<K: Resource>(known: &RefCell<Option<K>>, version: &Cell<u64>, object: Option<K>, listed: bool) {
     let mut known = known.borrow_mut();
     let same = match (known.as_ref(), object.as_ref()) {
         (Some(known), Some(new)) => {
-            is_older(new.meta(), known.meta()) || same_version(new.meta(), known.meta())
+            !listed && is_older(new.meta(), known.meta()) || same_version(new.meta(), known.meta())
         }
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,
@@ -113,24 +116,26 @@ struct Watching<K> {
     listed: Rc<Cell<bool>>,
     version: Rc<Cell<u64>>,
     found: bool,
+    in_list: bool,
     trouble: Trouble,
     news: Rc<Notify>,
 }
 
 impl<K: Resource + Clone> Observer<K> for Watching<K> {
     fn listing(&mut self) {
-        self.found = false;
+        (self.found, self.in_list) = (false, true);
     }
 
     fn found(&mut self, object: K) {
         self.found = true;
-        take(&self.object, &self.version, Some(object));
+        take(&self.object, &self.version, Some(object), self.in_list);
         self.news.notify_one();
     }
 
     fn listed(&mut self) {
+        self.in_list = false;
         if !self.found {
-            take(&self.object, &self.version, None);
+            take(&self.object, &self.version, None, true);
         }
         self.listed.set(true);
         self.news.notify_one();
@@ -140,7 +145,7 @@ impl<K: Resource + Clone> Observer<K> for Watching<K> {
         // Not one that was made again meanwhile.
         let same = self.object.borrow().as_ref().is_none_or(|known| known.uid() == object.uid());
         if same {
-            take(&self.object, &self.version, None);
+            take(&self.object, &self.version, None, true);
         }
         self.news.notify_one();
     }

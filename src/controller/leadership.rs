@@ -60,9 +60,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn take(&mut self, lease: Option<Lease>) {
+    /// `listed`: a list brought it, which is not older than what was seen, whatever its version says: etcd may have been
+    /// restored from a backup.
+    fn take(&mut self, lease: Option<Lease>, listed: bool) {
         if let (Some(known), Some(new)) = (&self.lease, &lease)
-            && (is_older(&new.metadata, &known.metadata)
+            && (!listed && is_older(&new.metadata, &known.metadata)
                 || new.metadata.resource_version == known.metadata.resource_version)
         {
             return;
@@ -102,14 +104,14 @@ impl Term {
         &self.0.name
     }
 
-    /// Begins a write: until when it has to be over. `None`: no write may begin.
+    /// Begins a write. `None`: no write may begin.
     pub(super) fn begin_write(&self) -> Option<Write> {
         let until = self.0.until.get();
         if self.0.closed.get() || Instant::now() >= until {
             return None;
         }
         self.0.writes.set(self.0.writes.get() + 1);
-        Some(Write { term: self.clone(), until })
+        Some(Write { term: self.clone() })
     }
 
     /// Lets no further write begin, and waits for those under way, up to this moment.
@@ -129,8 +131,13 @@ impl Term {
 #[must_use = "the write is under way until this is dropped"]
 pub(super) struct Write {
     term: Term,
-    /// When it has to be over.
-    pub until: Instant,
+}
+
+impl Write {
+    /// When it has to be over, unless the Lease is renewed before.
+    pub(super) fn until(&self) -> Instant {
+        self.term.0.until.get()
+    }
 }
 
 impl Drop for Write {
@@ -180,7 +187,12 @@ impl Leadership {
 
     /// Watches the Lease for ever.
     pub(super) async fn follow(&self) {
-        let observer = Watching { seen: Rc::clone(&self.seen), news: Rc::clone(&self.news), found: false };
+        let observer = Watching {
+            seen: Rc::clone(&self.seen),
+            news: Rc::clone(&self.news),
+            found: false,
+            in_list: false,
+        };
         let followed = Followed { target: self.target(), labels: String::new(), page: Some(10) };
         let api = |client| Api::namespaced(client, &self.namespace);
         follow(followed, self.pool.clone(), api, observer).await;
@@ -188,6 +200,7 @@ impl Leadership {
 
     /// Waits until this replica holds the Lease.
     pub(super) async fn acquire(&self) -> Term {
+        let mut reported = None;
         loop {
             if let Some(rest) = self.rest() {
                 tokio::select! {
@@ -199,13 +212,16 @@ impl Leadership {
             let known = self.seen.borrow().lease.clone();
             let taken = match known {
                 None => self.create().await,
-                Some(lease) => self.put(&lease, &self.identity).await,
+                Some(lease) => self.put(&lease, &self.identity, true).await,
             };
             match taken {
                 Ok(Some(term)) => return term,
                 Ok(None) => {}
                 Err(problem) => {
-                    warn!(reason = problem, "The Lease cannot be taken");
+                    if reported.as_ref() != Some(&problem) {
+                        warn!(reason = problem, "The Lease cannot be taken; trying again");
+                        reported = Some(problem);
+                    }
                     sleep(RETRY).await;
                 }
             }
@@ -237,26 +253,25 @@ impl Leadership {
         let lease = self
             .request(Action::Apply, async |api: Api<Lease>| api.patch(NAME, &params, &patch).await)
             .await?;
-        self.seen.borrow_mut().take(Some(lease.clone()));
+        self.seen.borrow_mut().take(Some(lease.clone()), false);
         // Whoever was faster holds it.
-        if holder(&lease).is_some() { Ok(None) } else { self.put(&lease, &self.identity).await }
+        if holder(&lease).is_some() { Ok(None) } else { self.put(&lease, &self.identity, true).await }
     }
 
     /// Replaces the Lease, unless it has changed since it was seen. An empty holder gives it back.
-    async fn put(&self, lease: &Lease, identity: &str) -> Result<Option<Term>, String> {
+    async fn put(&self, lease: &Lease, identity: &str, acquires: bool) -> Result<Option<Term>, String> {
         let begun = Instant::now();
         let now = MicroTime(Timestamp::now());
         let mut lease = lease.clone();
         lease.metadata.managed_fields = None;
         let before = lease.spec.take().unwrap_or_default();
-        let same = before.holder_identity.as_deref() == Some(identity);
-        let taken = !same && !identity.is_empty();
+        let same = !acquires && before.holder_identity.as_deref() == Some(identity);
         lease.spec = Some(LeaseSpec {
             holder_identity: Some(identity.to_owned()),
             acquire_time: if same { before.acquire_time } else { Some(now.clone()) },
             renew_time: Some(now),
             lease_duration_seconds: i32::try_from(self.duration.as_secs()).ok(),
-            lease_transitions: Some(before.lease_transitions.unwrap_or_default() + i32::from(taken)),
+            lease_transitions: Some(before.lease_transitions.unwrap_or_default() + i32::from(acquires)),
             ..LeaseSpec::default()
         });
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
@@ -277,7 +292,7 @@ impl Leadership {
                     lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or_default();
                 let name =
                     sha256(&[&lease.uid().unwrap_or_default(), &self.identity, &transitions.to_string()]);
-                self.seen.borrow_mut().take(Some(lease));
+                self.seen.borrow_mut().take(Some(lease), false);
                 Ok(Some(Term::new(name, begun + self.writing_time())))
             }
             None => {
@@ -327,7 +342,7 @@ impl Leadership {
                 }
                 None => return "it was deleted".to_owned(),
             };
-            match timeout_at(until, self.put(&lease, &self.identity)).await {
+            match timeout_at(until, self.put(&lease, &self.identity, false)).await {
                 Ok(Ok(Some(renewed))) => {
                     term.0.until.set(renewed.0.until.get());
                     (next, problem) = (Instant::now() + self.duration / 3, None);
@@ -344,17 +359,31 @@ impl Leadership {
         }
     }
 
-    /// Lets the writes under way finish, and gives the Lease to whoever wants it.
-    pub(super) async fn release(&self, term: &Term) {
+    /// Lets no further write begin, and the ones under way finish.
+    pub(super) async fn close(&self, term: &Term) {
         term.close(REQUEST).await;
-        let lease = self.seen.borrow().lease.clone();
-        let Some(lease) = lease.filter(|lease| holder(lease) == Some(self.identity.as_str())) else { return };
-        match self.put(&lease, "").await {
-            Ok(_) => info!("The Lease is released"),
-            Err(reason) => {
-                warn!(reason, "The Lease cannot be released; another replica takes it when it expires")
+    }
+
+    /// Gives the Lease to whoever wants it.
+    pub(super) async fn release(&self) {
+        // A renewal that was under way may have changed it.
+        for _ in 0..3 {
+            let lease = self.seen.borrow().lease.clone();
+            let Some(lease) = lease.filter(|lease| holder(lease) == Some(self.identity.as_str())) else {
+                return;
+            };
+            match self.put(&lease, "", false).await {
+                Ok(Some(_)) => return info!("The Lease is released"),
+                Ok(None) => {}
+                Err(reason) => {
+                    return warn!(
+                        reason,
+                        "The Lease cannot be released; another replica takes it when it expires"
+                    );
+                }
             }
         }
+        warn!("The Lease has changed again and again; another replica takes it when it expires");
     }
 }
 
@@ -366,24 +395,26 @@ struct Watching {
     seen: Rc<RefCell<Seen>>,
     news: Rc<Notify>,
     found: bool,
+    in_list: bool,
 }
 
 impl Observer<Lease> for Watching {
     fn listing(&mut self) {
-        self.found = false;
+        (self.found, self.in_list) = (false, true);
     }
 
     fn found(&mut self, object: Lease) {
         self.found = true;
-        self.seen.borrow_mut().take(Some(object));
+        self.seen.borrow_mut().take(Some(object), self.in_list);
         self.news.notify_waiters();
     }
 
     fn listed(&mut self) {
+        self.in_list = false;
         let mut seen = self.seen.borrow_mut();
         seen.listed = true;
         if !self.found {
-            seen.take(None);
+            seen.take(None, true);
         }
         drop(seen);
         self.news.notify_waiters();
@@ -393,7 +424,7 @@ impl Observer<Lease> for Watching {
         let mut seen = self.seen.borrow_mut();
         // Not one that was made again meanwhile.
         if seen.lease.as_ref().is_none_or(|known| known.uid() == object.uid()) {
-            seen.take(None);
+            seen.take(None, true);
         }
         drop(seen);
         self.news.notify_waiters();

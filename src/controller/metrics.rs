@@ -140,6 +140,17 @@ impl Metrics {
         self.authority_expiry.get()
     }
 
+    /// Whether this replica holds the Lease.
+    pub fn is_leader(&self) -> bool {
+        self.leader.get() == 1
+    }
+
+    /// A namespace is not there: nothing is known of it.
+    pub fn forget(&self, namespace: &str) {
+        self.certificate_expiry.remove(&NamespaceLabel { namespace: namespace.to_owned() });
+        self.of_namespaces.borrow_mut().remove(namespace);
+    }
+
     /// The pods of a namespace.
     pub fn pods(&self, namespace: &str, counts: &BTreeMap<&'static str, i64>) {
         for (state, count) in counts {

@@ -49,6 +49,7 @@ pub(super) async fn serve(
         }),
         starter: Starter::new(&shared, name, &writer),
         pods: Pods::new(&shared, name, &writer, &news),
+        uid: None,
         seen: None,
         metadata: None,
         labeled_since: None,
@@ -119,6 +120,7 @@ fn follow_namespace(
 struct Keeper {
     shared: Rc<Shared>,
     namespace: Kept<DynamicObject>,
+    uid: Option<String>,
     /// The version of it that was looked at last.
     seen: Option<u64>,
     /// What of its metadata decides about pods; `None` if it does not exist, or is being deleted.
@@ -163,6 +165,13 @@ impl Keeper {
     fn look(&mut self) {
         let about = about(self.namespace.target());
         let namespace = self.namespace.get();
+        let uid = namespace.as_ref().and_then(|namespace| namespace.metadata.uid.clone());
+        if self.uid.is_some() && self.uid != uid {
+            self.bundle.begin_anew();
+            self.starter.begin_anew();
+            self.shared.metrics.forget(&about.name);
+        }
+        self.uid = uid.or(self.uid.take());
         let there = namespace.filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
         self.metadata = there.map(|there| {
             let metadata = serde_json::to_value(there.metadata).unwrap_or_default();

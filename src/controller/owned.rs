@@ -77,20 +77,20 @@ where
 
     /// How it stands now, and whether that has changed since the last look.
     pub(super) fn look(&mut self) -> (Found<K>, bool) {
+        if !self.kept.is_known() {
+            return (Found::Unknown, false);
+        }
         let changed = self.kept.version() != self.seen;
         if changed {
             self.seen = self.kept.version();
-            self.retry.reset();
-        }
-        if !self.kept.is_known() {
-            return (Found::Unknown, false);
+            self.retry.changed();
         }
         let found = match self.kept.get() {
             None => Found::Absent,
             Some(object) if is_ours(object.meta()) => Found::Ours(Box::new(object)),
             Some(object) => {
                 let text = format!(
-                    "{} was made by {}, expected callback-guard alone to use this name, so it is left as it is: {}",
+                    "{} was made by {}, and this name is reserved for callback-guard, so it is left as it is: {}",
                     self.about(),
                     writers(object.meta()),
                     self.remedy
@@ -101,6 +101,11 @@ where
         };
         self.problem(FOREIGN, None);
         (found, changed)
+    }
+
+    /// It is what it should be, so an earlier write has come through, whatever was heard of it.
+    pub(super) fn is_good(&self) {
+        self.problem(NOT_WRITTEN, None);
     }
 
     /// Whether it is as it was at the last look.
@@ -149,8 +154,7 @@ where
         match written {
             Ok(written) => {
                 self.kept.wrote(written.clone());
-                self.seen = self.kept.version();
-                self.retry.reset();
+                self.retry.wrote();
                 self.problem(NOT_WRITTEN, None);
                 Some(written)
             }

@@ -29,7 +29,7 @@ impl ControllerPages {
     fn role(&self) -> String {
         let leadership = &self.shared.leadership;
         match leadership.holder() {
-            Some(holder) if holder == self.shared.config.identity => "leads".to_owned(),
+            Some(_) if self.shared.metrics.is_leader() => "leads".to_owned(),
             Some(holder) => format!("waits; {holder} leads"),
             None => "waits; nobody leads".to_owned(),
         }
@@ -55,7 +55,7 @@ impl ControllerPages {
         json!({
             "identity": config.identity,
             "leader": leadership.holder(),
-            "leads": leadership.holder().as_ref() == Some(&config.identity),
+            "leads": metrics.is_leader(),
             "leaseProblem": leadership.problem(),
             "caExpires": self.ca_expires(),
             "namespaces": namespaces.collect::<Vec<_>>(),

@@ -15,11 +15,14 @@ use tokio::task::JoinSet;
 
 use super::Shared;
 use super::findings::{About, Finding, key};
-use super::kept::{PAGE, Trouble};
+use super::kept::{NOT_WATCHED, PAGE, Trouble, about};
 use super::write::Writer;
 use crate::api_server::{Followed, Observer, Target, follow};
 use crate::sidecar::census::{self, Owner, PodState, Surroundings};
 use crate::sidecar::{Notice, Reason};
+
+/// Workloads of one namespace that are named; the metrics count all pods.
+const WORKLOADS: usize = 50;
 
 /// Names in one message.
 const NAMES: usize = 5;
@@ -101,14 +104,10 @@ impl Pods {
             true => "!callback-guard.io/injected,callback-guard.io/inject notin (disabled)",
             false => "!callback-guard.io/injected,callback-guard.io/inject=enabled",
         };
+        // Whoever reported it is gone.
+        self.shared.findings.clear(&about(&self.target()), NOT_WATCHED);
         for (seen, labels) in self.seen.clone().into_iter().zip([asked, "callback-guard.io/injected"]) {
-            let target = Target {
-                kind: "Pod",
-                group: "",
-                resource: "pods",
-                namespace: Some(self.namespace.clone()),
-                name: None,
-            };
+            let target = self.target();
             let observer = Watching {
                 shared: Rc::clone(&self.shared),
                 namespace: self.namespace.clone(),
@@ -125,6 +124,16 @@ impl Pods {
                 let api = |client| Api::<DynamicObject>::namespaced_with(client, &namespace, &pods);
                 follow(followed, pool, api, observer).await;
             });
+        }
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            kind: "Pod",
+            group: "",
+            resource: "pods",
+            namespace: Some(self.namespace.clone()),
+            name: None,
         }
     }
 
@@ -156,7 +165,7 @@ impl Pods {
         self.shared.metrics.pods(&self.namespace, &counts);
         self.shared.metrics.skipped(&self.namespace, &skipped);
         let mut kept = BTreeSet::new();
-        for (need, owner, names) in groups.into_values() {
+        for (need, owner, names) in groups.into_values().take(WORKLOADS) {
             let about = About {
                 api_version: owner.api_version.clone(),
                 kind: owner.kind.clone(),

@@ -177,6 +177,11 @@ impl Starter {
         Starter { shared, writer, target, retry: Retry::default(), looked: false }
     }
 
+    /// The namespace was made again.
+    pub(super) fn begin_anew(&mut self) {
+        self.looked = false;
+    }
+
     /// Looks once whether there is a policy, and creates one if the namespace has never had one of this controller.
     pub(super) async fn keep(&mut self, bundle: &mut Bundle) {
         if self.looked || !self.retry.is_due() {

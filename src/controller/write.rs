@@ -27,8 +27,8 @@ use crate::api_server::{Action, Door as _, Opened, Pool, Target, explain};
 /// The field manager of changes; that of a creation begins with it.
 pub(super) const MANAGER: &str = "callback-guard-controller";
 
-/// How long a write may take: a webhook of the cluster may use 30 s of it, and then the next try finds the write done.
-pub(super) const WRITE: Duration = Duration::from_secs(10);
+/// How long a write may take: a webhook of the cluster may use 30 s of it.
+pub(super) const WRITE: Duration = Duration::from_secs(35);
 
 /// Why something was not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,13 +46,16 @@ pub(super) fn labels() -> Value {
     json!({"app.kubernetes.io/name": "callback-guard", "app.kubernetes.io/managed-by": MANAGER})
 }
 
-/// Whether the controller has applied the object.
+/// Whether the controller has applied the object, or it was restored from a backup of one that it has.
 pub(super) fn is_ours(metadata: &ObjectMeta) -> bool {
-    metadata.managed_fields.iter().flatten().any(|entry| {
-        let by_us = entry.manager.as_deref().and_then(|manager| manager.strip_prefix(MANAGER));
-        by_us.is_some_and(|term| term.is_empty() || term.starts_with('.'))
-            && entry.operation.as_deref() == Some("Apply")
-    })
+    let managed_by = metadata.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"));
+    let is_labeled = managed_by.is_some_and(|name| name == MANAGER);
+    is_labeled
+        || metadata.managed_fields.iter().flatten().any(|entry| {
+            let by_us = entry.manager.as_deref().and_then(|manager| manager.strip_prefix(MANAGER));
+            by_us.is_some_and(|term| term.is_empty() || term.starts_with('.'))
+                && entry.operation.as_deref() == Some("Apply")
+        })
 }
 
 /// Who has written an object, for a text: the names of its field managers.
@@ -125,6 +128,8 @@ impl Writer {
             Base::Any => PatchParams::apply(MANAGER).force(),
             Base::Seen(seen) => {
                 object["metadata"]["resourceVersion"] = json!(seen.resource_version);
+                // Without it, one that was deleted meanwhile would be created.
+                object["metadata"]["uid"] = json!(seen.uid);
                 PatchParams::apply(MANAGER).force()
             }
         };
@@ -141,14 +146,21 @@ impl Writer {
                 NotWritten::Refused(explain(&error, &place, Action::Apply, target))
             })
         };
-        let until = write.until.min(Instant::now() + WRITE);
-        let late = |_| {
-            NotWritten::Refused(format!(
-                "{target}: the API server did not answer within {} s",
-                WRITE.as_secs()
-            ))
-        };
-        timeout_at(until, sent).await.map_err(late)?
+        tokio::pin!(sent);
+        let begun = Instant::now();
+        loop {
+            // The term goes on meanwhile, if its Lease is renewed.
+            let until = write.until().min(begun + WRITE);
+            match timeout_at(until, &mut sent).await {
+                Ok(done) => return done,
+                Err(_) if write.until() > until && begun.elapsed() < WRITE => {}
+                Err(_) => {
+                    let seconds = begun.elapsed().as_secs();
+                    let problem = format!("{target}: the API server did not answer within {seconds} s");
+                    return Err(NotWritten::Refused(problem));
+                }
+            }
+        }
     }
 }
 
@@ -180,7 +192,19 @@ impl Retry {
         self.not_before = Some(Instant::now() + wait);
     }
 
-    /// It was done, or something has changed: no wait.
+    /// It was done: the next one comes no sooner than in a second, whoever undoes it.
+    pub(super) fn wrote(&mut self) {
+        *self = Retry { failures: 0, not_before: Some(Instant::now() + Duration::from_secs(1)) };
+    }
+
+    /// The object has changed, so what failed may work now.
+    pub(super) fn changed(&mut self) {
+        if self.failures > 0 {
+            self.reset();
+        }
+    }
+
+    /// Nothing has failed.
     pub(super) fn reset(&mut self) {
         *self = Retry::default();
     }

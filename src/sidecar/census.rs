@@ -175,7 +175,7 @@ pub fn owner(pod: &Value) -> Owner {
             api_version: "v1".to_owned(),
             kind: "Pod".to_owned(),
             name: metadata("name").unwrap_or_default().to_owned(),
-            uid: metadata("uid").map(str::to_owned),
+            uid: metadata("uid").filter(is_uid).map(str::to_owned),
         };
     };
     let hash = pod.pointer("/metadata/labels/pod-template-hash").and_then(Value::as_str);
@@ -192,6 +192,11 @@ fn is_name(text: &str) -> bool {
     Kind::Name.check(text).is_ok()
 }
 
+/// Whether a text may be a UID: Kubernetes does not bound that of a reference.
+fn is_uid(text: &&str) -> bool {
+    text.len() <= 64
+}
+
 impl Owner {
     /// `None` if there can be no such object: Kubernetes does not check what a reference says.
     fn of_reference(reference: &Value) -> Option<Owner> {
@@ -203,7 +208,7 @@ impl Owner {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
             name: name.to_owned(),
-            uid: text(reference, "uid").map(str::to_owned),
+            uid: text(reference, "uid").filter(is_uid).map(str::to_owned),
         })
     }
 

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::super::cluster::eventually;
+use super::super::replica::Replica;
 use super::{Installation, OWN, SERVED, TRUSTING, openssl};
 
 fn secret(namespace: &str, name: &str, data: &Value) -> String {
@@ -155,6 +156,43 @@ fn a_ca_that_cannot_be_used_is_named_key_by_key_and_what_is_served_goes_on() {
         replica.wait_for_no_finding("InvalidAuthority");
         assert_eq!(installed.bundle(), bundle);
     }
+}
+
+#[test]
+fn a_ca_restored_from_a_backup_is_used_and_one_that_was_lost_raises_an_alarm() {
+    let Some(installed) = Installation::new() else { return };
+    let cluster = &installed.cluster;
+    let end = |replica: Replica| {
+        replica.signal(libc::SIGTERM);
+        assert_eq!(replica.wait(), Some(0));
+    };
+    let first = installed.start("first", &[]);
+    let served = installed.certificate(SERVED, None);
+    let bundle = installed.bundle();
+    first.wait_for_no_finding("AuthorityReplaced");
+    end(first);
+    let backup = cluster.kubectl(&["-n", OWN, "get", "secret", "callback-guard-ca", "-o", "json"]);
+    cluster.kubectl(&["-n", OWN, "delete", "secret", "callback-guard-ca"]);
+    // As an operator applies it: without what only the API server may set.
+    let mut restored: Value = serde_json::from_str(&backup).expect("kubectl writes JSON");
+    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
+        restored["metadata"].as_object_mut().expect("an object").remove(field);
+    }
+    cluster.apply(&restored.to_string());
+    let second = installed.start("second", &[]);
+    second.wait_for_line("This replica leads", 0);
+    eventually("the restored CA", || {
+        second.metric("callback_guard_controller_ca_expiry_timestamp_seconds").filter(|seconds| *seconds > 0)
+    });
+    second.wait_for_no_finding("ForeignObject");
+    assert_eq!((installed.bundle(), installed.certificate(SERVED, None)), (bundle, served.clone()));
+    end(second);
+
+    cluster.kubectl(&["-n", OWN, "delete", "secret", "callback-guard-ca"]);
+    let third = installed.start("third", &[]);
+    let alarm = third.wait_for_finding("AuthorityReplaced", "ConfigMap openim/callback-guard-ca");
+    assert!(alarm.contains("Restart OpenIM"), "{alarm}");
+    installed.certificate(SERVED, Some(&served));
 }
 
 #[test]
