@@ -13,6 +13,7 @@
 //! Whoever loses the Lease drops all of it and begins anew when it has the Lease again. If the controller is away, guarded apps
 //! go on as they are; certificates last for a third of their lifetime after the moment in which they should have been renewed.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::api_server::{Pool, Target};
-use crate::authority::{Clocks, Lifetimes};
+use crate::authority::{Authority, Clocks, Lifetimes};
 use crate::sidecar::annotations::PREFIX;
 use crate::sidecar::{INJECTED, Installation, admission};
 use crate::tls;
@@ -120,6 +121,8 @@ pub struct Shared {
     metrics: Metrics,
     leadership: Leadership,
     pool: Pool,
+    /// The authority of the last term, for a Secret that is gone when the next one begins.
+    last_authority: RefCell<Option<Rc<Authority>>>,
 }
 
 impl Shared {
@@ -131,7 +134,7 @@ impl Shared {
         let leadership = Leadership::new(&config, Pool::new(&client));
         let with_events = config.namespaces.iter().map(|served| &served.name).chain([&config.own_namespace]);
         let findings = Findings::new(with_events.cloned().collect());
-        Shared { config, findings, metrics, leadership, pool }
+        Shared { config, findings, metrics, leadership, pool, last_authority: RefCell::default() }
     }
 }
 

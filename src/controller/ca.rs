@@ -96,12 +96,14 @@ impl Keeper {
         }
         if let Some(authority) = self.in_force.borrow().as_ref() {
             self.shared.metrics.authority(authority.not_after());
+            self.shared.last_authority.replace(Some(Rc::clone(authority)));
         }
     }
 
     /// Fills a Secret without content: with the authority that is in force, if it was deleted.
     async fn fill(&mut self) {
-        let authority = self.in_force.borrow().clone();
+        let authority =
+            self.in_force.borrow().clone().or_else(|| self.shared.last_authority.borrow().clone());
         match authority {
             Some(authority) => {
                 self.store(authority, "The CA is stored again: its Secret was deleted or emptied").await
@@ -128,7 +130,7 @@ impl Keeper {
             }
             Err(problems) => {
                 let on = match self.in_force.borrow().is_some() {
-                    true => "The last good authority signs on until this process exits",
+                    true => "The last good authority signs on as long as this replica leads",
                     false => "Until then no certificate is signed; those that are served stay",
                 };
                 let text = format!(

@@ -145,10 +145,15 @@ fn an_api_server_that_restarts_leaves_one_leader_and_every_certificate() {
             let leaders: Vec<_> = replicas.iter().filter(leads).collect();
             (leaders.len() == 1).then(|| leaders[0])
         });
-        let lines = leader.log().len();
+        let expiry = "callback_guard_controller_ca_expiry_timestamp_seconds";
+        eventually("the CA in its memory", || leader.metric(expiry).filter(|seconds| *seconds > 0));
+        let is_stored = |line: &serde_json::Value| {
+            line["message"].as_str().is_some_and(|text| text.contains("The CA is stored again"))
+        };
+        let stored = leader.log().iter().filter(|line| is_stored(line)).count();
         installed.cluster.kubectl(&["-n", OWN, "delete", "secret", "callback-guard-ca"]);
         eventually("the CA's Secret", || installed.text(OWN, "secret", "callback-guard-ca", "tls.crt"));
-        assert!(leader.log().len() > lines);
+        leader.wait_for_line("The CA is stored again", stored);
         assert_eq!(installed.certificate(SERVED, None), certificate, "the CA is the same");
     }
     // After each restart one took over, or the same went on; in between nobody else wrote.
