@@ -160,3 +160,38 @@ fn an_api_server_that_restarts_leaves_one_leader_and_every_certificate() {
     let writers = writers(&installed);
     assert!(writers.len() <= 3, "{:?}", names(&writers));
 }
+
+/// What a leader of another term would send late, by hand: the API server itself refuses it.
+#[test]
+fn a_late_creation_and_a_late_change_are_refused_and_one_of_now_is_not() {
+    let Some(installed) = Installation::new() else { return };
+    let replica = installed.start("first", &[]);
+    let served = installed.certificate(SERVED, None);
+    replica.signal(libc::SIGTERM);
+    assert_eq!(replica.wait(), Some(0));
+    let seen = installed.cluster.get(SERVED, &["secret", "callback-guard-tls"]).expect("it is there");
+    let apply = |manager: &str, version: &serde_json::Value, uid: &serde_json::Value, force: bool| {
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": "callback-guard-tls", "namespace": SERVED, "resourceVersion": version, "uid": uid},
+            "data": {"tls.crt": "bGF0ZQ==", "tls.key": "bGF0ZQ=="},
+        });
+        let manager = format!("--field-manager={manager}");
+        let force = format!("--force-conflicts={force}");
+        installed.cluster.try_apply(&secret.to_string(), &["--server-side", &manager, &force])
+    };
+    let (null, uid) = (serde_json::Value::Null, &seen["metadata"]["uid"]);
+    let creation = apply("callback-guard-controller.other", &null, &null, false).expect_err("it exists");
+    assert!(creation.contains("conflict"), "{creation}");
+    let change =
+        apply("callback-guard-controller", &serde_json::json!("1"), uid, true).expect_err("it has changed");
+    assert!(change.contains("the object has been modified"), "{change}");
+    assert_eq!(installed.certificate(SERVED, None), served);
+    // Negative twin: based on what is there, it is taken.
+    apply("callback-guard-controller", &seen["metadata"]["resourceVersion"], uid, true)
+        .expect("it is as it was seen");
+    installed.cluster.kubectl(&["-n", SERVED, "delete", "secret", "callback-guard-tls"]);
+    let change = apply("callback-guard-controller", &seen["metadata"]["resourceVersion"], uid, true)
+        .expect_err("it is gone");
+    assert!(change.contains("onflict"), "{change}");
+}
