@@ -226,6 +226,8 @@ pub(super) async fn connect(access: &Access, offered: Version) -> Result<Stream,
         || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT.as_secs()));
     let tcp = timeout(CONNECT, TcpStream::connect((access.host.as_str(), access.port))).await;
     let tcp = tcp.unwrap_or_else(|_| Err(late())).map_err(Failure::Connect)?;
+    // Otherwise the body of a request waits for the acknowledgment of its head, up to 40 ms.
+    let _ = tcp.set_nodelay(true);
     let Some((config, name)) = &access.tls else { return Ok(Stream::Plain(tcp)) };
     let mut config = Arc::clone(config);
     if offered == Version::Http2 {
