@@ -317,7 +317,8 @@ fn print_leaders(installations: &[Installation<'_>], rests: &[Rest]) {
         // The addition makes a zero of a negative zero.
         let cell = |value: f64, digits: usize| format!("{:.digits$}{unit}", value + 0.0);
         let cells: Vec<_> = values.iter().map(|value| cell(*value, digits)).collect();
-        let more = if more.abs() < 1e-3 { "0".to_owned() } else { cell(more, more_digits) };
+        let is_zero = cell(more.abs(), more_digits) == cell(0.0, more_digits);
+        let more = if is_zero { "0".to_owned() } else { cell(more, more_digits) };
         println!("| {name} | {} | {more} |", cells.join(" | "));
     };
     let of = |value: fn(&Rest) -> f64| rests.iter().map(value).collect::<Vec<_>>();
