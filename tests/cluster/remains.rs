@@ -165,6 +165,8 @@ fn a_process_left_in_a_namespace_is_found_and_what_a_test_beside_this_one_has_st
     let (mut shell, orphan) = started("exec 3<&0; cat <&3 >/dev/null & echo $!");
     // `wait` would close the input.
     eventually("the end of the shell", || shell.try_wait().expect("a child").map(|_| ()));
+    // The shell ends without waiting for it to be more than a copy of itself.
+    eventually("the orphan to be cat", || process(orphan).filter(|orphan| orphan.name == "cat"));
     let found = orphans_in(&namespaces_of_its_own(orphan), &processes());
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains(&format!("of process {orphan} cat")), "{found:?}");
