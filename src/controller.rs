@@ -136,18 +136,18 @@ impl Shared {
         let findings = Findings::new(with_events.cloned().collect());
         Shared { config, findings, metrics, leadership, pool, last_authority: RefCell::default() }
     }
+
+    /// This machine's clock and the API server's.
+    fn clocks(&self) -> Clocks {
+        /// Whole seconds, and the way of an answer.
+        const JITTER: i64 = 2;
+        let (now, ahead) = (tls::now(), self.pool.server_ahead());
+        let ahead = if ahead.abs() <= JITTER { 0 } else { ahead };
+        Clocks::new(now, now + ahead)
+    }
 }
 
-/// This machine's clock and the API server's.
-fn clocks(pool: &Pool) -> Clocks {
-    /// Whole seconds, and the way of an answer.
-    const JITTER: i64 = 2;
-    let (now, ahead) = (tls::now(), pool.server_ahead());
-    let ahead = if ahead.abs() <= JITTER { 0 } else { ahead };
-    Clocks::new(now, now + ahead)
-}
-
-/// Runs until `ending`, and gives the Lease back then.
+/// Runs until `ending`, and releases the Lease then.
 pub async fn run(shared: Rc<Shared>, ending: impl Future<Output = ()>) {
     tokio::pin!(ending);
     let following = shared.leadership.follow();
@@ -190,7 +190,7 @@ async fn lead(shared: &Rc<Shared>, term: &Term) {
     let writer = Writer { pool: shared.pool.clone(), term: term.clone() };
     let mut tasks = JoinSet::new();
     let authority = ca::Keeper::start(shared, &writer, &mut tasks);
-    let current = follow_policy(shared, &writer, &mut tasks);
+    let current = follow_policy(shared, &mut tasks);
     for served in &shared.config.namespaces {
         let (shared, writer) = (Rc::clone(shared), writer.clone());
         tasks.spawn_local(namespace::serve(
@@ -215,7 +215,7 @@ type Current = Option<Option<String>>;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Follows what the policy in the cluster writes into the label of pods.
-fn follow_policy(shared: &Rc<Shared>, writer: &Writer, tasks: &mut JoinSet<()>) -> watch::Receiver<Current> {
+fn follow_policy(shared: &Rc<Shared>, tasks: &mut JoinSet<()>) -> watch::Receiver<Current> {
     let (sender, receiver) = watch::channel(None);
     let target = Target {
         kind: admission::MUTATING,
@@ -233,7 +233,7 @@ fn follow_policy(shared: &Rc<Shared>, writer: &Writer, tasks: &mut JoinSet<()>) 
     };
     let api = move |client| Api::<DynamicObject>::all_with(client, &resource);
     let news = Rc::new(Notify::new());
-    let kept = Kept::follow(target, api, (&writer.pool, &shared.findings, &news), tasks);
+    let kept = Kept::follow(target, api, (&shared.pool, &shared.findings, &news), tasks);
     let shared = Rc::clone(shared);
     tasks.spawn_local(async move {
         loop {

@@ -27,7 +27,7 @@ pub use self::handshake::{HandshakeFailure, looks_like_plain_http};
 pub use self::pem::Problem;
 pub use self::reload::{Error, Errors, Files, Flag, ReloadEvent, Reloader, open, wait};
 pub use self::self_signed::{BadName, LIFETIME as SELF_SIGNED_LIFETIME, SelfSigned};
-pub use self::validity::{Standing, Validity, now};
+pub use self::validity::{Standing, Utc, Validity, now};
 
 /// Offered to the caller in this order: HTTP/2 carries many callbacks at once.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];

@@ -244,7 +244,7 @@ where
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Http)?;
     tokio::spawn(async move {
-        // How it ended is told by the body, or by the request that is under way.
+        // The body says how it ended, or the request that is under way.
         let _ = connection.await;
     });
     Ok(sender)

@@ -56,7 +56,7 @@ pub trait Observer<K> {
     /// An object was deleted. As it was last.
     fn deleted(&mut self, object: K);
     /// Whether a watch is under way. Not called for the moment between two watches.
-    fn connected(&mut self, connected: bool);
+    fn connected(&mut self, _connected: bool) {}
     /// Why the objects cannot be watched, in a sentence; the same as before is not reported again.
     fn trouble(&mut self, problem: &str);
     /// They are watched again after trouble.

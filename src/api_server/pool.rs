@@ -26,8 +26,8 @@ const STREAMS: usize = 64;
 /// Connections at once: 4,096 watches and requests, which are those of about 600 namespaces.
 const CONNECTIONS: usize = 64;
 
-/// Lists and watches at once whose answer has not begun. An API server lets a client have some dozens, and refuses others with 429; at the start
-/// there are some for each namespace.
+/// Lists and watches at once whose answer has not begun. An API server lets a client have some dozens, and refuses others with
+/// 429; at the start there are some for each namespace.
 const WAITING: usize = 8;
 
 /// A connection is asked for a sign of life so often, and closed without one after so long.

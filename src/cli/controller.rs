@@ -16,7 +16,7 @@ use crate::controller::{self, Config, Shared};
 use crate::server::Bound;
 use crate::{log, tls};
 
-/// Runs the controller to its end and gives the exit code.
+/// Runs the controller to its end and returns the exit code.
 pub fn run(args: args::Controller) -> u8 {
     let started = Instant::now();
     let _ = tls::provider().as_ref().clone().install_default();

@@ -54,7 +54,7 @@ pub(super) fn bind(
     let port = wanted.map_or(port, |address| address.port());
     let [both, v4] = args::any(port);
     match wanted {
-        // `[::]` means every address, where there is no IPv6 too: the sidecar is told its port in this way.
+        // `[::]` means every address, where there is no IPv6 too: the sidecar gets its port in this way.
         Some(address) if address != both => named(address),
         Some(_) | None => take(both, workers).or_else(|_| named(v4)),
     }

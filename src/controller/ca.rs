@@ -15,12 +15,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::owned::{Found, Owned};
+use super::Shared;
+use super::owned::{Found, Owned, secret};
 use super::write::Writer;
-use super::{Shared, clocks};
-use crate::api_server::Target;
 use crate::authority::Authority;
 use crate::sidecar::admission::trust::AUTHORITY;
+use crate::tls::Utc;
 
 /// How often it is looked at the clock.
 pub(super) const TICK: Duration = Duration::from_secs(1);
@@ -34,7 +34,6 @@ pub(super) type InForce = watch::Receiver<Option<Rc<Authority>>>;
 /// Keeps the authority.
 pub(super) struct Keeper {
     shared: Rc<Shared>,
-    writer: Writer,
     secret: Owned<Secret>,
     news: Rc<Notify>,
     in_force: watch::Sender<Option<Rc<Authority>>>,
@@ -46,20 +45,13 @@ impl Keeper {
     /// Keeps the authority within `tasks`. Nothing is in force yet.
     pub(super) fn start(shared: &Rc<Shared>, writer: &Writer, tasks: &mut JoinSet<()>) -> InForce {
         let (in_force, receiver) = watch::channel(None);
-        let target = Target {
-            kind: "Secret",
-            group: "",
-            resource: "secrets",
-            namespace: Some(shared.config.own_namespace.clone()),
-            name: Some(AUTHORITY.to_owned()),
-        };
+        let target = secret(&shared.config.own_namespace, AUTHORITY);
         let news = Rc::new(Notify::new());
         let remedy =
             "delete or rename it, and the controller creates its own; until then no certificate is signed";
         let secret = Owned::follow(target, remedy, writer, (&shared.findings, &news), tasks);
-        let (shared, writer) = (Rc::clone(shared), writer.clone());
-        let mut keeper =
-            Keeper { shared, writer, secret, news: Rc::clone(&news), in_force, is_stored: false };
+        let shared = Rc::clone(shared);
+        let mut keeper = Keeper { shared, secret, news: Rc::clone(&news), in_force, is_stored: false };
         tasks.spawn_local(async move {
             loop {
                 tokio::select! {
@@ -109,7 +101,7 @@ impl Keeper {
                 self.store(authority, "The CA is stored again: its Secret was deleted or emptied").await
             }
             None => {
-                let authority = Authority::new(&self.shared.config.lifetimes, clocks(&self.writer.pool));
+                let authority = Authority::new(&self.shared.config.lifetimes, self.shared.clocks());
                 self.store(Rc::new(authority), "The CA is created").await;
             }
         }
@@ -148,7 +140,7 @@ impl Keeper {
     async fn renew(&mut self) {
         let now = self.in_force.borrow().clone();
         let Some(now) = now.filter(|_| self.is_stored && self.secret.is_due()) else { return };
-        if let Some(next) = now.rolled(&self.shared.config.lifetimes, clocks(&self.writer.pool)) {
+        if let Some(next) = now.rolled(&self.shared.config.lifetimes, self.shared.clocks()) {
             // A successor that was missing is added, and a CA that has expired is taken away, without another one signing.
             let done = match next.not_after() == now.not_after() {
                 true => "The CA is completed, or one that has expired is taken away",
@@ -164,18 +156,12 @@ impl Keeper {
         let written = self.secret.write(object).await.is_some();
         self.shared.metrics.renewed(written);
         if written {
-            info!(secret = %self.secret.about(), not_after = utc(authority.not_after()), "{done}");
+            info!(secret = %self.secret.about(), not_after = %Utc(authority.not_after()), "{done}");
             self.secret.problem(INVALID, None);
             self.is_stored = true;
             self.in_force.send_replace(Some(authority));
         }
     }
-}
-
-/// Seconds since 1970 as `2026-12-01T10:00:00Z`.
-pub(super) fn utc(seconds: i64) -> String {
-    k8s_openapi::jiff::Timestamp::from_second(seconds)
-        .map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
 /// The data of a Secret as bytes.

@@ -8,20 +8,20 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::ca::{encoded, plain, utc};
-use super::owned::{Found, Owned};
+use super::Shared;
+use super::ca::{encoded, plain};
+use super::owned::{Found, Owned, config_map, secret};
 use super::write::Writer;
-use super::{Shared, clocks};
-use crate::api_server::Target;
 use crate::authority::{Authority, CertificateState};
 use crate::sidecar::admission::trust::{AUTHORITY, AUTHORITY_KEY};
+use crate::tls::Utc;
 
 /// The annotation on the ConfigMap with the bundle that says that the starter policy was made, or not needed.
 const STARTER: &str = "callback-guard.io/starter-policy";
 
 /// The certificates of the authority, for those who have to trust it.
 pub(super) struct Bundle {
-    writer: Writer,
+    shared: Rc<Shared>,
     config_map: Owned<ConfigMap>,
     /// Whether the namespace has had its starter policy. Kept as an annotation, so that it is made once and not again after
     /// it was deleted.
@@ -43,7 +43,7 @@ impl Bundle {
             "delete or rename it, and the controller publishes the CA; until then what is in it is trusted";
         let target = config_map(namespace, AUTHORITY);
         let config_map = Owned::follow(target, remedy, writer, (&shared.findings, news), tasks);
-        Bundle { writer: writer.clone(), config_map, starter: false, good: None }
+        Bundle { shared: Rc::clone(shared), config_map, starter: false, good: None }
     }
 
     /// Publishes what is to be trusted now.
@@ -54,7 +54,7 @@ impl Bundle {
             return;
         }
         self.good = None;
-        let bundle = authority.bundle(clocks(&self.writer.pool));
+        let bundle = authority.bundle(self.shared.clocks());
         let is_good = match self.config_map.look().0 {
             Found::Unknown | Found::Foreign => return,
             Found::Absent => false,
@@ -138,23 +138,11 @@ const REPLACED: &str = "AuthorityReplaced";
 /// The reason of a finding about a certificate that could not be signed.
 const NOT_SIGNED: &str = "NotSigned";
 
-/// A ConfigMap.
-pub(super) fn config_map(namespace: &str, name: &str) -> Target {
-    Target {
-        kind: "ConfigMap",
-        group: "",
-        resource: "configmaps",
-        namespace: Some(namespace.to_owned()),
-        name: Some(name.to_owned()),
-    }
-}
-
 /// The certificate of a namespace's sidecars.
 pub(super) struct Leaf {
     shared: Rc<Shared>,
     namespace: String,
     names: Vec<String>,
-    writer: Writer,
     secret: Owned<Secret>,
     /// What was found good, and until when no other look is needed, in seconds since 1970 of the later clock.
     good: Option<(Rc<Authority>, i64)>,
@@ -169,22 +157,15 @@ impl Leaf {
         writer: &Writer,
         (news, tasks): (&Rc<Notify>, &mut JoinSet<()>),
     ) -> Leaf {
-        let target = Target {
-            kind: "Secret",
-            group: "",
-            resource: "secrets",
-            namespace: Some(namespace.to_owned()),
-            name: Some(shared.config.tls_secret().to_owned()),
-        };
+        let target = secret(namespace, shared.config.tls_secret());
         let remedy = "delete or rename it, and the controller creates its own, or name the namespace in --external-tls";
         let secret = Owned::follow(target, remedy, writer, (&shared.findings, news), tasks);
-        let (shared, namespace, writer) = (Rc::clone(shared), namespace.to_owned(), writer.clone());
-        Leaf { shared, namespace, names, writer, secret, good: None }
+        Leaf { shared: Rc::clone(shared), namespace: namespace.to_owned(), names, secret, good: None }
     }
 
     /// Signs a certificate if the one that is served should be another.
     pub(super) async fn keep(&mut self, authority: &Rc<Authority>) {
-        let clocks = clocks(&self.writer.pool);
+        let clocks = self.shared.clocks();
         let lifetimes = &self.shared.config.lifetimes;
         let is_good = |(by, until): &(Rc<Authority>, i64)| Rc::ptr_eq(by, authority) && clocks.later < *until;
         if self.secret.is_unchanged() && self.good.as_ref().is_some_and(is_good) {
@@ -227,8 +208,8 @@ impl Leaf {
         self.shared.metrics.renewed(written);
         if written {
             self.shared.metrics.certificate(&self.namespace, signed.not_after);
-            let not_after = utc(signed.not_after);
-            info!(secret = %self.secret.about(), reason, not_after, "The certificate of the sidecars is signed");
+            let not_after = Utc(signed.not_after);
+            info!(secret = %self.secret.about(), reason, %not_after, "The certificate of the sidecars is signed");
         }
     }
 }

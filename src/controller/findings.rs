@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::write::{Base, NotWritten, Retry, Writer};
 use crate::api_server::Target;
 use crate::sidecar::admission::sha256;
+use crate::tls::Utc;
 
 /// Longest message of an Event: Kubernetes' own limit for the newer kind of Events.
 const MESSAGE_LIMIT_BYTES: usize = 1024;
@@ -370,7 +371,7 @@ fn involved(about: &About) -> Value {
 
 /// Kubernetes' `Time` has whole seconds.
 fn seconds(time: Timestamp) -> String {
-    Timestamp::from_second(time.as_second()).map_or_else(|_| time.to_string(), |time| time.to_string())
+    Utc(time.as_second()).to_string()
 }
 
 /// The text, cut at a letter's end, with a sign that it was.

@@ -150,8 +150,6 @@ impl<K: Resource + Clone> Observer<K> for Watching<K> {
         self.news.notify_one();
     }
 
-    fn connected(&mut self, _: bool) {}
-
     fn trouble(&mut self, problem: &str) {
         self.trouble.report(problem);
     }

@@ -258,7 +258,7 @@ impl Leadership {
         if holder(&lease).is_some() { Ok(None) } else { self.put(&lease, &self.identity, true).await }
     }
 
-    /// Replaces the Lease, unless it has changed since it was seen. An empty holder gives it back.
+    /// Replaces the Lease, unless it has changed since it was seen. An empty holder releases it.
     async fn put(&self, lease: &Lease, identity: &str, acquires: bool) -> Result<Option<Term>, String> {
         let begun = Instant::now();
         let now = MicroTime(Timestamp::now());

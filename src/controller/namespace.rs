@@ -2,6 +2,7 @@
 //! with one keeps no other waiting.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
@@ -23,7 +24,7 @@ use crate::sidecar::annotations::PREFIX;
 use crate::sidecar::census;
 
 /// How often pods are counted if nothing has changed.
-const COUNT: std::time::Duration = std::time::Duration::from_secs(60);
+const COUNT: Duration = Duration::from_secs(60);
 
 /// The reason of a finding about a namespace that is not there.
 const MISSING: &str = "NoNamespace";
@@ -39,16 +40,16 @@ pub(super) async fn serve(
     let news = Rc::new(Notify::new());
     let mut tasks = JoinSet::new();
     let name = served.name.as_str();
-    follow_policies(&shared, name, &writer, &mut tasks);
+    follow_policies(&shared, name, &mut tasks);
     let mut keeper = Keeper {
-        namespace: follow_namespace(&shared, name, &writer, &news, &mut tasks),
+        namespace: follow_namespace(&shared, name, &news, &mut tasks),
         bundle: Bundle::follow(&shared, name, &writer, &news, &mut tasks),
         leaf: (!served.external_tls).then(|| {
             let names = served.certificate_names(&shared.config.cluster_domain);
             Leaf::follow(&shared, name, names, &writer, (&news, &mut tasks))
         }),
         starter: Starter::new(&shared, name, &writer),
-        pods: Pods::new(&shared, name, &writer, &news),
+        pods: Pods::new(&shared, name, &news),
         uid: None,
         seen: None,
         metadata: None,
@@ -78,7 +79,7 @@ pub(super) async fn serve(
 }
 
 /// Changes that come within this time are looked at together.
-const BREATH: std::time::Duration = std::time::Duration::from_millis(200);
+const BREATH: Duration = Duration::from_millis(200);
 
 /// A namespace where only the CA is published. Runs for ever.
 pub(super) async fn publish(shared: Rc<Shared>, name: String, writer: Writer, mut authority: InForce) {
@@ -101,7 +102,6 @@ pub(super) async fn publish(shared: Rc<Shared>, name: String, writer: Writer, mu
 fn follow_namespace(
     shared: &Rc<Shared>,
     name: &str,
-    writer: &Writer,
     news: &Rc<Notify>,
     tasks: &mut JoinSet<()>,
 ) -> Kept<DynamicObject> {
@@ -114,7 +114,7 @@ fn follow_namespace(
     };
     let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&());
     let api = move |client| Api::all_with(client, &resource);
-    Kept::follow(target, api, (&writer.pool, &shared.findings, news), tasks)
+    Kept::follow(target, api, (&shared.pool, &shared.findings, news), tasks)
 }
 
 struct Keeper {

@@ -18,13 +18,26 @@ use crate::api_server::Target;
 /// The reason of a finding about an object of somebody else.
 const FOREIGN: &str = "ForeignObject";
 /// The reason of a finding about a write that failed.
-const NOT_WRITTEN: &str = "NotWritten";
+pub(super) const NOT_WRITTEN: &str = "NotWritten";
+
+/// A ConfigMap.
+pub(super) fn config_map(namespace: &str, name: &str) -> Target {
+    core("ConfigMap", "configmaps", namespace, name)
+}
+
+/// A Secret.
+pub(super) fn secret(namespace: &str, name: &str) -> Target {
+    core("Secret", "secrets", namespace, name)
+}
+
+fn core(kind: &'static str, resource: &'static str, namespace: &str, name: &str) -> Target {
+    Target { kind, group: "", resource, namespace: Some(namespace.to_owned()), name: Some(name.to_owned()) }
+}
 
 /// An object that is there or not, and the right to make it.
 #[derive(Debug)]
 pub(super) struct Owned<K> {
     kept: Kept<K>,
-    api_version: &'static str,
     findings: Findings,
     writer: Writer,
     retry: Retry,
@@ -66,7 +79,6 @@ where
         let api = move |client| Api::namespaced(client, &namespace);
         Owned {
             kept: Kept::follow(target, api, (&writer.pool, findings, news), tasks),
-            api_version: "v1",
             findings: findings.clone(),
             writer: writer.clone(),
             retry: Retry::default(),
@@ -146,8 +158,9 @@ where
 
     /// Applies the object, which must be absent or the controller's. A failure is reported, and tried again later.
     pub(super) async fn write(&mut self, mut object: Value) -> Option<K> {
-        object["apiVersion"] = json!(self.api_version);
-        object["kind"] = json!(self.kept.target().kind);
+        let about = about(self.kept.target());
+        object["apiVersion"] = json!(about.api_version);
+        object["kind"] = json!(about.kind);
         let seen = self.kept.get();
         let base = seen.as_ref().map_or(Base::Absent, |seen| Base::Seen(seen.meta()));
         let written = self.writer.apply::<K>(self.kept.target(), base, object).await;

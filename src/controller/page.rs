@@ -8,10 +8,10 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::ca::utc;
 use super::pods::STATES;
 use crate::admin::page::{begin, escaped, problem, row};
 use crate::admin::{self, Pages, Route};
+use crate::tls::Utc;
 
 /// The pages.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl ControllerPages {
             let of = known.get(&served.name).cloned().unwrap_or_default();
             json!({
                 "name": served.name, "pods": of.pods, "invalidPolicies": of.broken,
-                "certificateExpires": of.not_after.map(utc), "externalTLS": served.external_tls,
+                "certificateExpires": of.not_after.map(|seconds| Utc(seconds).to_string()), "externalTLS": served.external_tls,
             })
         });
         json!({
@@ -65,7 +65,9 @@ impl ControllerPages {
     }
 
     fn ca_expires(&self) -> Option<String> {
-        Some(self.shared.metrics.authority_not_after()).filter(|not_after| *not_after > 0).map(utc)
+        Some(self.shared.metrics.authority_not_after())
+            .filter(|not_after| *not_after > 0)
+            .map(|seconds| Utc(seconds).to_string())
     }
 }
 
@@ -123,7 +125,7 @@ impl Pages for ControllerPages {
                 let _ = write!(out, "<td>{}", of.pods.get(state).map_or("?".to_owned(), i64::to_string));
             }
             let expires = match of.not_after {
-                Some(not_after) => utc(not_after),
+                Some(not_after) => Utc(not_after).to_string(),
                 None if served.external_tls => "not the controller's".to_owned(),
                 None => "none yet".to_owned(),
             };
@@ -136,5 +138,5 @@ impl Pages for ControllerPages {
 
 fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    utc(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    Utc(i64::try_from(since.as_secs()).unwrap_or(i64::MAX)).to_string()
 }

@@ -16,7 +16,6 @@ use tokio::task::JoinSet;
 use super::Shared;
 use super::findings::{About, Finding, key};
 use super::kept::{NOT_WATCHED, PAGE, Trouble, about};
-use super::write::Writer;
 use crate::api_server::{Followed, Observer, Target, follow};
 use crate::sidecar::census::{self, Owner, PodState, Surroundings};
 use crate::sidecar::{Notice, Reason};
@@ -69,7 +68,6 @@ type Map = Rc<RefCell<BTreeMap<String, Seen>>>;
 pub(super) struct Pods {
     shared: Rc<Shared>,
     namespace: String,
-    writer: Writer,
     news: Rc<Notify>,
     deciding: Option<Deciding>,
     seen: [Map; 2],
@@ -78,11 +76,10 @@ pub(super) struct Pods {
 
 impl Pods {
     /// Nothing is followed yet.
-    pub(super) fn new(shared: &Rc<Shared>, namespace: &str, writer: &Writer, news: &Rc<Notify>) -> Pods {
+    pub(super) fn new(shared: &Rc<Shared>, namespace: &str, news: &Rc<Notify>) -> Pods {
         Pods {
             shared: Rc::clone(shared),
             namespace: namespace.to_owned(),
-            writer: writer.clone(),
             news: Rc::clone(news),
             deciding: None,
             seen: Default::default(),
@@ -117,7 +114,7 @@ impl Pods {
                 trouble: Trouble::new(&target, &self.shared.findings),
                 news: Rc::clone(&self.news),
             };
-            let (pool, namespace) = (self.writer.pool.clone(), self.namespace.clone());
+            let (pool, namespace) = (self.shared.pool.clone(), self.namespace.clone());
             let followed = Followed { target, labels: labels.to_owned(), page: Some(PAGE) };
             let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
             self.tasks.spawn_local(async move {
@@ -323,8 +320,6 @@ impl Observer<DynamicObject> for Watching {
         self.seen.borrow_mut().remove(&object.name_any());
         self.news.notify_one();
     }
-
-    fn connected(&mut self, _: bool) {}
 
     fn trouble(&mut self, problem: &str) {
         self.trouble.report(problem);

@@ -3,7 +3,6 @@
 //! The sidecars decide for themselves, by the same code: the last good policy stays in force there. This is for those who edit it
 //! with `kubectl` and look at Events.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -16,9 +15,10 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::Shared;
-use super::certificates::{Bundle, config_map};
+use super::certificates::Bundle;
 use super::findings::{About, Finding};
-use super::kept::{PAGE, Trouble};
+use super::kept::{PAGE, Trouble, about};
+use super::owned::{NOT_WRITTEN, config_map};
 use super::write::{Base, NotWritten, Retry, Writer};
 use crate::api_server::{Action, Door as _, Followed, Observer, Opened, Target, explain, follow};
 use crate::policy::{self, overrides};
@@ -35,25 +35,18 @@ const INVALID: &str = "InvalidPolicy";
 const MENDED: &str = "PolicyMended";
 /// The reason of a finding about a policy that is not looked at here.
 const UNLABELED: &str = "UnlabeledPolicy";
-/// The reason of a finding about the starter policy.
-const NOT_WRITTEN: &str = "NotWritten";
 
 /// Follows the labelled ConfigMaps of a namespace within `tasks`.
-pub(super) fn follow_policies(
-    shared: &Rc<Shared>,
-    namespace: &str,
-    writer: &Writer,
-    tasks: &mut JoinSet<()>,
-) {
+pub(super) fn follow_policies(shared: &Rc<Shared>, namespace: &str, tasks: &mut JoinSet<()>) {
     let target = Target { name: None, ..config_map(namespace, "") };
     let observer = Watching {
         trouble: Trouble::new(&target, &shared.findings),
         shared: Rc::clone(shared),
         namespace: namespace.to_owned(),
-        broken: Rc::default(),
+        broken: BTreeMap::new(),
         listing: BTreeMap::new(),
     };
-    let (pool, namespace) = (writer.pool.clone(), namespace.to_owned());
+    let (pool, namespace) = (shared.pool.clone(), namespace.to_owned());
     let followed = Followed { target, labels: format!("{POLICY_LABEL}=true"), page: Some(PAGE) };
     tasks.spawn_local(async move {
         follow(followed, pool, |client| Api::namespaced(client, &namespace), observer).await;
@@ -65,19 +58,19 @@ struct Watching {
     namespace: String,
     trouble: Trouble,
     /// The broken ones, by name.
-    broken: Rc<RefCell<BTreeMap<String, About>>>,
+    broken: BTreeMap<String, About>,
     /// Those of them that a list has not brought yet.
     listing: BTreeMap<String, About>,
 }
 
 impl Watching {
     fn count(&self) {
-        self.shared.metrics.policies_broken(&self.namespace, self.broken.borrow().len());
+        self.shared.metrics.policies_broken(&self.namespace, self.broken.len());
     }
 
     /// It is gone, so nothing is wrong with it.
-    fn gone(&self, name: &str) {
-        if let Some(about) = self.broken.borrow_mut().remove(name) {
+    fn gone(&mut self, name: &str) {
+        if let Some(about) = self.broken.remove(name) {
             self.shared.findings.drop_silently(&about, INVALID);
         }
         self.count();
@@ -86,26 +79,20 @@ impl Watching {
 
 impl Observer<ConfigMap> for Watching {
     fn listing(&mut self) {
-        self.listing = self.broken.borrow().clone();
+        self.listing = self.broken.clone();
     }
 
     fn found(&mut self, object: ConfigMap) {
         let name = object.name_any();
         self.listing.remove(&name);
-        let about = About {
-            api_version: "v1".to_owned(),
-            kind: "ConfigMap".to_owned(),
-            namespace: self.namespace.clone(),
-            name: name.clone(),
-            uid: object.uid(),
-        };
+        let about = About { uid: object.uid(), ..about(&config_map(&self.namespace, &name)) };
         self.shared.findings.clear(&about, UNLABELED);
         let problems = problems(&object);
         if problems.is_empty() {
-            self.broken.borrow_mut().remove(&name);
+            self.broken.remove(&name);
             self.shared.findings.clear(&about, INVALID);
         } else {
-            self.broken.borrow_mut().insert(name, about.clone());
+            self.broken.insert(name, about.clone());
             self.shared.findings.report(Finding {
                 about,
                 reason: INVALID,
@@ -128,8 +115,6 @@ impl Observer<ConfigMap> for Watching {
     fn deleted(&mut self, object: ConfigMap) {
         self.gone(&object.name_any());
     }
-
-    fn connected(&mut self, _: bool) {}
 
     fn trouble(&mut self, problem: &str) {
         self.trouble.report(problem);
@@ -201,7 +186,7 @@ impl Starter {
             Ok(()) => {
                 self.looked = true;
                 bundle.has_starter();
-                self.shared.findings.clear(&super::kept::about(&self.target), NOT_WRITTEN);
+                self.shared.findings.clear(&about(&self.target), NOT_WRITTEN);
             }
             Err(problem) => {
                 self.retry.failed();
@@ -211,13 +196,13 @@ impl Starter {
     }
 
     fn report(&self, reason: &'static str, text: String) {
-        let about = super::kept::about(&self.target);
+        let about = about(&self.target);
         self.shared.findings.report(Finding { about, reason, text, urgent: true, event: false, over: None });
     }
 
     async fn find(&self) -> Result<Option<ConfigMap>, String> {
         let find = async {
-            let Opened { client, place, .. } = self.writer.pool.open().await?;
+            let Opened { client, place, .. } = self.shared.pool.open().await?;
             let api: Api<ConfigMap> =
                 Api::namespaced(client, self.target.namespace.as_deref().unwrap_or_default());
             let found = api.get_opt(self.target.name.as_deref().unwrap_or_default()).await;
@@ -230,7 +215,7 @@ impl Starter {
 
     fn report_unlabeled(&self, found: &ConfigMap) {
         if found.labels().get(POLICY_LABEL).is_none_or(|value| value != "true") {
-            let about = super::kept::about(&self.target);
+            let about = about(&self.target);
             let (namespace, name) = (&about.namespace, &about.name);
             let text = format!(
                 "{about} has no label {POLICY_LABEL}: \"true\", so its problems are reported by the sidecars alone: kubectl -n \

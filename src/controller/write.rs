@@ -8,8 +8,8 @@
 //! | change | the resourceVersion that was seen | the object has changed since |
 //! | creation | a field manager that no other term has, and no force | the object exists with other content |
 //!
-//! Whose an object is, its managed fields say: one that no term's field manager has ever applied belongs to somebody else and
-//! is left alone.
+//! Whose an object is, its managed fields say, and after a restore from a backup the label `managed-by`: one with neither
+//! belongs to somebody else and is left alone.
 
 use std::fmt::Debug;
 use std::time::Duration;

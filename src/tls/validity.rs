@@ -158,7 +158,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
 }
 
 /// Seconds since 1970 as `2026-12-01T10:00:00Z`.
-pub(super) struct Utc(pub(super) i64);
+pub struct Utc(pub i64);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
