@@ -223,7 +223,7 @@ impl Entry {
             verb: verb.to_owned(),
         };
         match self.verb() {
-            // The event has the name of the new object, which RBAC was not told.
+            // The event has the name of the new object, which RBAC did not see.
             "create" if self.subresource().is_empty() => vec![right("", "create")],
             verb @ ("patch" | "update") if self.code() == 201 => {
                 vec![right(self.name(), verb), right(self.name(), "create")]

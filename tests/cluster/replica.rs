@@ -1,44 +1,28 @@
 //! A controller as a process of this machine: its log, its admin port, its end.
 
-use std::cell::RefCell;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::cluster::{clean, eventually, run};
+use super::process::Process;
 
 /// A controller of this machine. It is ended with the value.
-pub(crate) struct Replica {
-    child: RefCell<Child>,
-    lines: Arc<Mutex<Vec<Value>>>,
-}
+pub(crate) struct Replica(Process);
 
 impl Replica {
     /// Runs a command of `controller`.
     pub(crate) fn run(mut command: Command) -> Replica {
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("it was built");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let shared = Arc::clone(&lines);
-        thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                let line = serde_json::from_str(&line).unwrap_or(json!({"message": line}));
-                shared.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            }
-        });
-        Replica { child: RefCell::new(child), lines }
+        Replica(Process::start(&mut command))
     }
 
     /// Its log so far.
     pub(crate) fn log(&self) -> Vec<Value> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let lines = self.0.lines().into_iter();
+        lines.map(|line| serde_json::from_str(&line).unwrap_or(json!({"message": line}))).collect()
     }
 
-    /// Waits for a line with this message, and gives it: the one after so many others of the kind.
+    /// Waits for a line with this message, and returns it: the one after so many others of the kind.
     pub(crate) fn wait_for_line(&self, message: &str, after: usize) -> Value {
         let look = || {
             let is_it = |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains(message));
@@ -67,7 +51,7 @@ impl Replica {
         findings.into_iter().filter(|finding| finding["reason"] == reason).collect()
     }
 
-    /// Waits for a finding about an object, and gives its text.
+    /// Waits for a finding about an object, and returns its text.
     pub(crate) fn wait_for_finding(&self, reason: &str, about: &str) -> String {
         eventually(&format!("{reason} about {about}"), || {
             let found = self.findings(reason).into_iter().find(|finding| finding["about"] == about)?;
@@ -87,31 +71,17 @@ impl Replica {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.borrow().id()
+        self.0.pid()
     }
 
     /// Sends a signal.
+    #[track_caller]
     pub(crate) fn signal(&self, signal: i32) {
-        let pid = libc::pid_t::try_from(self.pid()).expect("a pid");
-        // SAFETY: no memory is involved. The process is a child that has not been waited for, so its pid is its own.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
+        self.0.signal(signal);
     }
 
-    /// Waits for its end, and gives its exit code.
-    pub(crate) fn wait(&self) -> Option<i32> {
-        eventually("the end of a controller", || self.child.borrow_mut().try_wait().expect("a child")).code()
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            for line in self.log() {
-                eprintln!("{line}");
-            }
-        }
-        let child = self.child.get_mut();
-        let _ = child.kill();
-        let _ = child.wait();
+    /// Waits for its end, and returns its exit code; -1 after a signal.
+    pub(crate) fn wait(&self) -> i32 {
+        self.0.wait_exit()
     }
 }

@@ -113,7 +113,7 @@ fn what_the_controller_made_is_put_right_and_the_starter_policy_is_made_once() {
     // Deleted on purpose, it stays so, also for the next leader.
     cluster.kubectl(&["-n", SERVED, "delete", "configmap", "callback-guard-policy"]);
     replica.signal(libc::SIGTERM);
-    assert_eq!(replica.wait(), Some(0));
+    assert_eq!(replica.wait(), 0);
     let next = installed.start("two", &[]);
     next.wait_to_lead();
     cluster.kubectl(&["-n", SERVED, "delete", "secret", "callback-guard-tls"]);
@@ -131,7 +131,7 @@ fn a_ca_that_cannot_be_used_is_named_key_by_key_and_what_is_served_goes_on() {
     let served = installed.certificate(SERVED, None);
     let bundle = installed.bundle();
     good.signal(libc::SIGTERM);
-    assert_eq!(good.wait(), Some(0));
+    assert_eq!(good.wait(), 0);
     let backup = cluster.get(OWN, &["secret", "callback-guard-ca"]).expect("it is there");
 
     for (data, part) in [
@@ -164,7 +164,7 @@ fn a_ca_restored_from_a_backup_is_used_and_one_that_was_lost_raises_an_alarm() {
     let cluster = &installed.cluster;
     let end = |replica: Replica| {
         replica.signal(libc::SIGTERM);
-        assert_eq!(replica.wait(), Some(0));
+        assert_eq!(replica.wait(), 0);
     };
     let first = installed.start("first", &[]);
     let served = installed.certificate(SERVED, None);

@@ -14,6 +14,7 @@ use super::super::image::image;
 use super::super::judge::Judge;
 use super::super::shop::{Counts, Shop};
 use super::super::webhook::{Webhook, first_init_container};
+use super::openssl;
 
 /// How long a certificate lasts here. It is renewed each 20 s.
 const CERTIFICATE: &str = "30s";
@@ -284,26 +285,26 @@ impl Changes {
         while changes.certificates.len() < 11 || changes.issuers.len() < 3 {
             let found = eventually("the next certificate", || {
                 let pem = secret(installed.cluster, namespace, "callback-guard-tls");
-                let serial = openssl(&pem, &["-noout", "-serial"]);
-                let issuer = openssl(&pem, &["-noout", "-issuer"]);
+                let serial = printed(&pem, &["-noout", "-serial"]);
+                let issuer = printed(&pem, &["-noout", "-issuer"]);
                 (!changes.certificates.contains(&serial)).then_some((serial, issuer))
             });
             changes.certificates.insert(found.0);
             changes.issuers.insert(found.1);
             let authority = secret(installed.cluster, &installed.own, "callback-guard-ca");
             first.get_or_insert_with(|| authority.clone());
-            changes.authorities.insert(openssl(&authority, &["-noout", "-subject"]));
+            changes.authorities.insert(printed(&authority, &["-noout", "-subject"]));
         }
         // The pods have it, and have served it.
         let newest =
-            openssl(&secret(installed.cluster, namespace, "callback-guard-tls"), &["-noout", "-serial"]);
+            printed(&secret(installed.cluster, namespace, "callback-guard-tls"), &["-noout", "-serial"]);
         eventually("the newest certificate in the pods", || {
             let pods = installed.cluster.pods(namespace, "app=shop");
             let served =
                 pods.iter().filter_map(|pod| served(installed.cluster, pod["status"]["podIP"].as_str()?));
             (served.filter(|serial| *serial == newest).count() == pods.len()).then_some(())
         });
-        let expired = openssl_status(&first.expect("it was seen"), &["-noout", "-checkend", "0"]);
+        let expired = openssl(&first.expect("it was seen"), &["-noout", "-checkend", "0"]).is_ok();
         assert!(!expired, "the first CA has expired while the client ran");
         changes
     }
@@ -324,16 +325,8 @@ fn secret(cluster: &Cluster, namespace: &str, name: &str) -> String {
 }
 
 /// What openssl prints of the first certificate of a PEM text.
-fn openssl(pem: &str, arguments: &[&str]) -> String {
-    let mut command = clean("openssl");
-    command.arg("x509").args(arguments);
-    run(&mut command, Some(pem)).unwrap_or_else(|said| panic!("openssl: {said}")).trim().to_owned()
-}
-
-fn openssl_status(pem: &str, arguments: &[&str]) -> bool {
-    let mut command = clean("openssl");
-    command.arg("x509").args(arguments);
-    run(&mut command, Some(pem)).is_ok()
+fn printed(pem: &str, arguments: &[&str]) -> String {
+    openssl(pem, arguments).unwrap_or_else(|said| panic!("openssl: {said}"))
 }
 
 /// The serial number of what a pod serves.
@@ -342,7 +335,7 @@ fn served(cluster: &Cluster, address: &str) -> Option<String> {
     command.args(["s_client", "-connect", &format!("{address}:18443")]);
     let text = run(&mut command, None).ok()?;
     let at = text.find("-----BEGIN CERTIFICATE")?;
-    Some(openssl(&text[at..], &["-noout", "-serial"]))
+    Some(printed(&text[at..], &["-noout", "-serial"]))
 }
 
 fn no_handshake_failed(cluster: &Cluster, shop: &Shop<'_>) {

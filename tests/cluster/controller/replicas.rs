@@ -78,7 +78,7 @@ fn a_killed_leader_is_followed_by_another_and_a_swapped_one_at_once() {
     third.wait_for_line("Started", 0);
     eventually("the third to be ready", || third.page("/readyz").contains("ok").then_some(()));
     second.signal(libc::SIGTERM);
-    assert_eq!(second.wait(), Some(0));
+    assert_eq!(second.wait(), 0);
     second.wait_for_line("The Lease is released", 0);
     third.wait_to_lead();
     signs_again(&installed, &third);
@@ -168,7 +168,7 @@ fn a_late_creation_and_a_late_change_are_refused_and_one_of_now_is_not() {
     let replica = installed.start("first", &[]);
     let served = installed.certificate(SERVED, None);
     replica.signal(libc::SIGTERM);
-    assert_eq!(replica.wait(), Some(0));
+    assert_eq!(replica.wait(), 0);
     let seen = installed.cluster.get(SERVED, &["secret", "callback-guard-tls"]).expect("it is there");
     let apply = |manager: &str, version: &serde_json::Value, uid: &serde_json::Value, force: bool| {
         let secret = serde_json::json!({

@@ -59,7 +59,7 @@ fn the_rights_that_are_used_are_those_that_are_granted_and_none_is_refused() {
     first.wait_for_line("The CA is renewed", 0);
     let second = installed.start("second", &lifetimes);
     first.signal(libc::SIGTERM);
-    assert_eq!(first.wait(), Some(0));
+    assert_eq!(first.wait(), 0);
     second.wait_for_line("The certificate of the sidecars is signed", 1);
     // An Event about a Secret of the controller's own namespace.
     let patch = r#"{"data":{"next.crt":"d3Jvbmc="}}"#;
@@ -69,7 +69,7 @@ fn the_rights_that_are_used_are_those_that_are_granted_and_none_is_refused() {
     eventually("an Event in its own namespace", || (!seen().is_empty()).then_some(()));
     cluster.kubectl(&["-n", OWN, "delete", "event", "--all"]);
     second.signal(libc::SIGTERM);
-    assert_eq!(second.wait(), Some(0));
+    assert_eq!(second.wait(), 0);
 
     let mut used: BTreeMap<Right, BTreeSet<u16>> = BTreeMap::new();
     for (right, codes) in Audit::of(cluster).used_rights(&account(OWN, "callback-guard-controller")) {
