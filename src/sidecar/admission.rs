@@ -51,6 +51,10 @@ pub mod markers {
     pub const NAMESPACE: &str = "@namespace@";
     /// The ConfigMap with the policy.
     pub const POLICY_CONFIGMAP: &str = "@policy-configmap@";
+    /// The Secret with the certificate.
+    pub const TLS_SECRET: &str = "@tls-secret@";
+    /// In place of a list: the names of the namespaces that are served.
+    pub const NAMESPACE_LIST: &str = "@namespace-list@";
 }
 
 /// The objects that are there once, in the order in which they are applied, with [`markers`].

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-pub use super::kind::{Kind, NAME_PATTERN, NAMESPACE_PATTERN};
+pub use super::kind::Kind;
 use super::kind::{NONE, mebibytes, milli_cpu};
 use super::patch::escaped;
 use super::{Layer, Problem, Reason};

@@ -1,5 +1,5 @@
-//! Kinds of values that annotations have. Each is checked twice: by this program, and by the CEL of the admission
-//! policy in the API server. Both checks are here, side by side, because they must agree on every text.
+//! Kinds of values that annotations have. Each is checked by this program, by the CEL of the admission policy in the API
+//! server, and by the chart's template in Helm. All three checks are here, side by side, because they must agree on every text.
 
 use std::time::Duration;
 
@@ -68,9 +68,9 @@ const MOST_USER: u32 = i32::MAX as u32;
 const NAME_LENGTH: usize = 253;
 const NAMESPACE_LENGTH: usize = 63;
 /// What [`Kind::Name`] allows, its length aside, as a regular expression that Go and CEL read.
-pub const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 /// The pattern of a namespace's name, its length included.
-pub const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$";
+const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$";
 const IMAGE_LENGTH: usize = 512;
 
 /// The duration of an annotation: as in the policy, but with few digits and few parts. CEL's `duration()` fails on an
@@ -212,6 +212,39 @@ impl Kind {
             Kind::User => format!("{text} == '{NONE}' || {}", number(10, 1, MOST_USER)),
             Kind::Written => "false".to_owned(),
         }
+    }
+}
+
+impl Kind {
+    /// The same check as the entry of a dict in a Helm template, which the template `callback-guard.setting` reads: the pattern of a
+    /// text, its length, the unit that its number is counted in, and the range of that number; or the words that it may be.
+    pub fn in_template(self) -> String {
+        let words = |words: &[&str]| words.iter().map(|word| format!(" {word:?}")).collect::<String>();
+        let text = |pattern: &str, length: usize| format!("\"pattern\" {pattern:?} \"length\" {length}");
+        let number = |pattern: &str, unit: &str, [least, most]: [u32; 2]| {
+            let text = text(pattern, DURATION_LENGTH);
+            format!("{text} \"unit\" {unit:?} \"least\" {least} \"most\" {most}")
+        };
+        let digits = |digits: usize, range| number(&format!("^[0-9]{{1,{digits}}}$"), "one", range);
+        let time = |least: u32, most: u32| number(DURATION_PATTERN, "ms", [least * 1000, most * 1000]);
+        let cpu = || number("^[0-9]{1,5}m?$", "milli", CPU_RANGE);
+        let none = format!("\"words\" (list {NONE:?})");
+        let check = match self {
+            Kind::Port { least } => digits(DIGITS, [least.into(), 65_535]),
+            Kind::Count { least, most } => digits(DIGITS, [least, most]),
+            Kind::Time { least, most } => time(least, most),
+            Kind::SecondsOrNone { least, most } => format!("{} \"whole\" 1000 {none}", time(least, most)),
+            Kind::OneOf(allowed) => format!("\"words\" (list{})", words(allowed)),
+            Kind::Name => text(NAME_PATTERN, NAME_LENGTH),
+            Kind::Namespace => text(NAMESPACE_PATTERN, NAMESPACE_LENGTH),
+            Kind::Image => text("^[!-~]+$", IMAGE_LENGTH),
+            Kind::Cpu => cpu(),
+            Kind::CpuOrNone => format!("{} {none}", cpu()),
+            Kind::Memory => number("^[0-9]{1,5}(Mi|Gi)$", "mebi", MEMORY_RANGE),
+            Kind::User => format!("{} {none}", digits(10, [1, MOST_USER])),
+            Kind::Written => "\"words\" list".to_owned(),
+        };
+        format!("(dict \"wanted\" {:?} {check})", self.wanted())
     }
 }
 

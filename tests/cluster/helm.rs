@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use callback_guard::sidecar::annotations::{Kind, settings};
+use callback_guard::cli::admission_policy::IMAGE_SETTINGS;
+use callback_guard::sidecar::annotations::{Annotation, Kind, settings};
 use serde_json::{Value, json};
 
 use super::cluster::{clean, run, script};
@@ -17,7 +18,7 @@ const OWN: &str = "guard";
 const APP_VERSION: &str = "9.9.9";
 
 /// The flags that all values below have in common with the program's output.
-const OWN_FLAG: [&str; 2] = ["--own-namespace", OWN];
+const OWN_FLAGS: [&str; 3] = ["--controller", "--own-namespace", OWN];
 
 /// A chart with nothing in it but the template.
 fn chart(values: &str) -> Folder {
@@ -30,7 +31,8 @@ fn chart(values: &str) -> Folder {
     );
     folder.write("values.yaml", values);
     std::fs::create_dir(folder.path().join("templates")).expect("a folder in a fresh one");
-    folder.write("templates/policy.yaml", template);
+    folder.write("templates/_admission.tpl", template);
+    folder.write("templates/all.yaml", "{{ include \"callback-guard.admission\" . }}");
     folder
 }
 
@@ -76,7 +78,7 @@ fn objects(stream: &str) -> BTreeMap<String, Value> {
 #[track_caller]
 fn assert_same(values: &str, flags: &[&str]) {
     let (rendered, printed) =
-        (objects(&template(values)), objects(&printed(&[&OWN_FLAG[..], flags].concat())));
+        (objects(&template(values)), objects(&printed(&[&OWN_FLAGS[..], flags].concat())));
     let names = |objects: &BTreeMap<String, Value>| objects.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&rendered), names(&printed), "{values}");
     for (name, object) in &rendered {
@@ -101,13 +103,13 @@ fn settings_of(rendered: &str) -> Value {
     serde_json::from_str(variable.expect("settings")["expression"].as_str().expect("a text")).expect("JSON")
 }
 
-const MINIMAL: &str = "namespaces: [{name: a}]\nsidecar: {image: 'guard:1'}\n";
+const MINIMAL: &str = "namespaces: [{name: a}]\nimage: {repository: guard, tag: '1'}\n";
 
 #[test]
 fn minimal_values_render_what_the_program_prints_with_its_defaults() {
     assert_same(MINIMAL, &["--namespaces", "a", "--image", "guard:1"]);
     assert_same(
-        "{namespaces: [{name: a, policy: x}], sidecar: {image: {repository: guard}}, other: 1}",
+        "{namespaces: [{name: a, policy: x}], image: {repository: guard}, other: 1}",
         &["--namespaces", "a", "--image", "guard:9.9.9"],
     );
 }
@@ -145,31 +147,153 @@ fn sample(name: &str, kind: Kind) -> (&'static str, &'static str) {
     }
 }
 
+/// The settings that a chart takes from `sidecar`.
+fn in_sidecar() -> impl Iterator<Item = &'static Annotation> {
+    settings().filter(|row| !IMAGE_SETTINGS.contains(&row.name))
+}
+
 #[test]
 fn every_setting_is_taken_as_a_text_and_as_a_bare_word_or_number() {
     let (mut bare, mut quoted) = (String::new(), String::new());
-    let mut flags = vec!["--namespaces".to_owned(), "a,b".to_owned()];
-    for row in settings() {
+    let mut flags = ["--namespaces", "a,b", "--image", "guard:1", "--set", "image-pull-policy=Never"]
+        .map(str::to_owned)
+        .to_vec();
+    for row in in_sidecar() {
         let (yaml, text) = sample(row.name, row.kind);
         bare.push_str(&format!("  {}: {yaml}\n", row.name));
         quoted.push_str(&format!("  {}: {}\n", row.name, json!(text)));
-        if ["image", "policy-configmap", "tls-secret"].contains(&row.name) {
+        if ["policy-configmap", "tls-secret"].contains(&row.name) {
             flags.extend([format!("--{}", row.name), text.to_owned()]);
         } else {
             flags.extend(["--set".to_owned(), format!("{}={text}", row.name)]);
         }
     }
-    assert!(settings().count() > 15);
+    assert!(in_sidecar().count() > 15);
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     for settings in [bare, quoted] {
-        assert_same(&format!("namespaces: [{{name: a}}, {{name: b}}]\nsidecar:\n{settings}"), &flags);
+        let image = "image: {repository: guard, tag: '1', pullPolicy: Never}";
+        assert_same(
+            &format!("{image}\nnamespaces: [{{name: a}}, {{name: b}}]\nsidecar:\n{settings}"),
+            &flags,
+        );
+    }
+}
+
+/// Values at the borders of every kind, and beside them.
+const BORDERS: [&str; 66] = [
+    "",
+    "0",
+    "1",
+    "64",
+    "65",
+    "1023",
+    "1024",
+    "08080",
+    "65535",
+    "65536",
+    "65532",
+    "2147483647",
+    "2147483648",
+    "99999",
+    "100000",
+    "+2",
+    "-1",
+    "1.0",
+    "1e3",
+    "none",
+    "None",
+    "0s",
+    "1s",
+    "1.5s",
+    "1.5m",
+    "1.001s",
+    "1500ms",
+    "2000ms",
+    "1h",
+    "60m",
+    "59m60s",
+    "1h1ms",
+    "3600000ms",
+    "3600001ms",
+    "9999h",
+    "10000h",
+    "1d",
+    "5",
+    "3 s",
+    "1.5ms",
+    "1.0001s",
+    "1ms1ms1ms1ms1ms1ms1ms1ms1ms1ms1ms",
+    "9m",
+    "10m",
+    "64000m",
+    "64001m",
+    "250m",
+    "31Mi",
+    "32Mi",
+    "64Gi",
+    "65Gi",
+    "65536Mi",
+    "65537Mi",
+    "64M",
+    "1.5Gi",
+    "off",
+    "info",
+    "Info",
+    "watch",
+    "a",
+    "a-b.c0",
+    "a..b",
+    "-a",
+    "a_b",
+    "\u{fc}",
+    "a\n",
+];
+
+#[test]
+fn a_chart_takes_the_values_of_a_setting_that_an_annotation_takes() {
+    for text in BORDERS {
+        let sidecar: BTreeMap<_, _> = in_sidecar().map(|row| (row.name, text)).collect();
+        let values =
+            json!({"namespaces": [{"name": "a"}], "image": {"repository": "guard"}, "sidecar": sidecar});
+        let said = try_template(&values.to_string(), &[]).err().unwrap_or_default();
+        // An empty text is no value.
+        let problem = |row: &Annotation| row.kind.check(text).err().filter(|_| !text.is_empty());
+        for row in in_sidecar() {
+            let path = format!("\nsidecar.{}: ", row.name);
+            match problem(row) {
+                Some(problem) => {
+                    assert!(said.contains(&format!("{path}{problem}")), "{path}{problem}\n{said}")
+                }
+                None => assert!(!said.contains(&path), "{path}{text:?}\n{said}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn all_problems_are_reported_at_once_with_their_paths() {
+    let values = "namespaces: [{name: A}, {name: kube-system}, x]\ntrust: {namespaces: [guard, B]}\n\
+                  imagePullSecrets: [C]\nimage: {tag: 1}\nsidecar: {workers: 0, cpu-limit: 9m, colour: red}\n";
+    let said = try_template(values, &[]).expect_err("nothing of it is right");
+    for path in [
+        "namespaces[0].name",
+        "namespaces[1].name",
+        "namespaces[2]",
+        "trust.namespaces[0]",
+        "trust.namespaces[1]",
+        "imagePullSecrets[0]",
+        "image.repository",
+        "sidecar.workers",
+        "sidecar.cpu-limit",
+        "sidecar.colour",
+    ] {
+        assert!(said.contains(&format!("\n{path}: ")), "{path}\n{said}");
     }
 }
 
 #[test]
 fn a_setting_is_the_same_from_whichever_side_helm_gets_it() {
-    let expected =
-        settings_of(&template(&MINIMAL.replace("'guard:1'", "'guard:1', run-as-user: '1000650000'")));
+    let expected = settings_of(&template(&format!("{MINIMAL}sidecar: {{run-as-user: '1000650000'}}\n")));
     assert_eq!(expected["run-as-user"], "1000650000");
     for flag in ["--set", "--set-string", "--set-json"] {
         let rendered = try_template(MINIMAL, &[flag, "sidecar.run-as-user=1000650000"]);
@@ -183,21 +307,22 @@ fn a_setting_is_the_same_from_whichever_side_helm_gets_it() {
 
 #[test]
 fn settings_that_are_null_or_empty_are_not_set() {
-    let values = "namespaces: [{name: a}]\nimagePullSecrets: null\n\
-                  sidecar: {image: 'guard:1', workers: null, cpu-limit: '', tls-secret: null, policy-configmap: ''}\n";
-    assert_same(values, &["--namespaces", "a", "--image", "guard:1"]);
+    let values = format!(
+        "{MINIMAL}imagePullSecrets: null\ntrust: null\n\
+         sidecar: {{workers: null, cpu-limit: '', tls-secret: null, policy-configmap: ''}}\n"
+    );
+    assert_same(&values, &["--namespaces", "a", "--image", "guard:1"]);
     // Helm takes a default of the chart away for a null of the user.
     let rendered =
         try_template(&values.replace("workers: null", "workers: 3"), &["--set", "sidecar.workers=null"]);
-    assert_eq!(settings_of(&rendered.expect("rendered")), settings_of(&template(values)));
+    assert_eq!(settings_of(&rendered.expect("rendered")), settings_of(&template(&values)));
 }
 
 #[test]
-fn an_image_is_a_text_or_its_parts() {
+fn an_image_is_made_of_its_parts() {
     for (image, reference) in [
-        ("registry.example:5000/team/guard:1.2", "registry.example:5000/team/guard:1.2"),
         ("{registry: r.example, repository: team/guard, tag: v1}", "r.example/team/guard:v1"),
-        ("{registry: r.example, repository: guard}", "r.example/guard:9.9.9"),
+        ("{registry: 'r.example:5000', repository: guard}", "r.example:5000/guard:9.9.9"),
         ("{registry: r.example, repository: guard, tag: null, digest: ''}", "r.example/guard:9.9.9"),
         ("{registry: '', repository: guard, tag: v1}", "guard:v1"),
         ("{repository: guard, tag: 20260131}", "guard:20260131"),
@@ -207,7 +332,7 @@ fn an_image_is_a_text_or_its_parts() {
         ),
         ("{repository: guard, digest: 'sha256:0af'}", "guard@sha256:0af"),
     ] {
-        let values = format!("namespaces: [{{name: a}}]\nsidecar: {{image: {image}}}\n");
+        let values = format!("namespaces: [{{name: a}}]\nimage: {image}\n");
         assert_same(&values, &["--namespaces", "a", "--image", reference]);
     }
 }
@@ -231,24 +356,10 @@ const ODD: [&str; 12] = [
 #[test]
 fn odd_characters_of_an_image_come_out_as_data() {
     for odd in ODD {
-        let reference = format!("--image={odd}");
-        let values =
-            |image: Value| json!({"namespaces": [{"name": "a"}], "sidecar": {"image": image}}).to_string();
-        assert_same(&values(json!(odd)), &["--namespaces", "a", &reference]);
         let reference = format!("--image={odd}/{odd}:{odd}");
         let parts = json!({"registry": odd, "repository": odd, "tag": odd});
-        assert_same(&values(parts), &["--namespaces", "a", &reference]);
-    }
-}
-
-#[test]
-fn odd_characters_of_any_setting_come_out_as_data() {
-    for odd in ODD.into_iter().chain(["a\nb", "\t ", "\u{fc}\u{2028}\u{1f980}"]) {
-        let settings: BTreeMap<_, _> = settings().map(|row| (row.name, odd)).collect();
-        let values = json!({"namespaces": [{"name": "a"}], "sidecar": settings}).to_string();
-        let rendered = template(&values);
-        assert_eq!(settings_of(&rendered), json!(settings));
-        assert_eq!(objects(&rendered)["Role a/callback-guard"]["rules"][0]["resourceNames"], json!([odd]));
+        let values = json!({"namespaces": [{"name": "a"}], "image": parts}).to_string();
+        assert_same(&values, &["--namespaces", "a", &reference]);
     }
 }
 
@@ -273,24 +384,51 @@ fn every_namespace_has_its_objects() {
         ("[{name: c, policy: ''}, {name: a}, {name: b}]", "c,a,b", 3),
         ("[{name: '123'}, {name: 'true'}, {name: '1e3'}, {name: 456}]", "123,true,1e3,456", 4),
     ] {
-        let values = format!("namespaces: {namespaces}\nsidecar: {{image: 'guard:1'}}\n");
+        let values = format!("namespaces: {namespaces}\nimage: {{repository: guard, tag: '1'}}\n");
         assert_same(&values, &["--namespaces", flag, "--image", "guard:1"]);
         let objects = objects(&template(&values));
-        assert_eq!(objects.keys().filter(|name| name.starts_with("Role ")).count(), number);
+        // One for its pods, one for the controller; and one for that in its own namespace.
+        assert_eq!(objects.keys().filter(|name| name.starts_with("Role ")).count(), 2 * number + 1);
     }
 }
 
 #[test]
-fn the_namespace_of_the_release_may_look_like_a_number() {
+fn namespaces_of_openim_and_those_with_another_certificate_have_the_rights_that_they_need() {
+    let values = format!(
+        "{}trust: {{namespaces: [openim, b, openim]}}\n",
+        MINIMAL.replace("[{name: a}]", "[{name: a, tls: {source: secret}}, {name: b, tls: {source: controller}}, {name: c, tls: {source: certManager}}]")
+    );
+    assert_same(
+        &values,
+        &[
+            "--namespaces",
+            "a,b,c",
+            "--image",
+            "guard:1",
+            "--trust-namespaces",
+            "openim,b",
+            "--external-tls",
+            "a,c",
+        ],
+    );
+}
+
+#[test]
+fn the_namespace_of_the_release_may_look_like_a_number_and_be_overridden() {
     let chart = chart(MINIMAL);
-    let rendered = helm(&chart, &["template", "release", "--namespace", "123"]).expect("rendered");
-    let printed = printed(&["--own-namespace", "123", "--namespaces", "a", "--image", "guard:1"]);
-    assert_eq!(objects(&rendered), objects(&printed));
+    let printed =
+        printed(&["--controller", "--own-namespace", "123", "--namespaces", "a", "--image", "guard:1"]);
+    for arguments in
+        [&["--namespace", "123"][..], &["--namespace", "other", "--set-string", "namespaceOverride=123"]]
+    {
+        let rendered = helm(&chart, &[&["template", "release"], arguments].concat()).expect("rendered");
+        assert_eq!(objects(&rendered), objects(&printed));
+    }
 }
 
 #[test]
 fn another_value_renders_other_objects() {
-    let base = "namespaces: [{name: a}]\nimagePullSecrets: [one]\nsidecar: {image: {repository: guard}, workers: 2}\n";
+    let base = "namespaces: [{name: a}]\nimagePullSecrets: [one]\nimage: {repository: guard}\nsidecar: {workers: 2}\n";
     let rendered = objects(&template(base));
     for (old, new, same_hash) in [
         ("name: a", "name: b", true),
@@ -310,47 +448,61 @@ fn another_value_renders_other_objects() {
     }
 }
 
+#[track_caller]
+fn assert_refused(values: &str, sentence: &str) {
+    let said = try_template(values, &[]).expect_err(values);
+    assert!(said.contains(sentence), "{values}\n{said}");
+}
+
 #[test]
 fn a_wrong_value_fails_with_its_name_and_what_to_set() {
-    let sidecar = |settings: &str| format!("namespaces: [{{name: a}}]\nsidecar: {settings}\n");
-    let namespaces = |list: &str| format!("namespaces: {list}\nsidecar: {{image: 'guard:1'}}\n");
-    let secrets = |list: &str| format!("{MINIMAL}imagePullSecrets: {list}\n");
-    let image = |image: &str| sidecar(&format!("{{image: {image}}}"));
-    let missing = "sidecar.image: is missing: set it to";
+    let image = |image: &str| format!("namespaces: [{{name: a}}]\nimage: {image}\n");
+    let sidecar = |settings: &str| format!("{MINIMAL}sidecar: {settings}\n");
+    let missing = "image.repository: is missing: set it to";
     for (values, sentence) in [
         ("namespaces: [{name: a}]\n".to_owned(), missing),
-        (sidecar("null"), missing),
-        (sidecar("{}"), missing),
-        (sidecar("text"), "sidecar: must be an object"),
-        (image("''"), missing),
         (image("null"), missing),
-        (image("[a]"), "sidecar.image: Invalid value: [\"a\"]: must be a string"),
-        (image("{tag: v1}"), "sidecar.image.repository: is missing"),
-        (image("{repository: ''}"), "sidecar.image.repository: is missing"),
+        (image("{}"), missing),
+        (image("{tag: v1}"), missing),
+        (image("{repository: ''}"), missing),
+        (image("'guard:1'"), "image: must be an object"),
+        (image("[a]"), "image: must be an object"),
+        (image("{repository: 'a b'}"), "image: Invalid value: \"a b:9.9.9\": must be an image, a reference"),
         (
             image("{repository: guard, tag: 1.10}"),
-            "sidecar.image.tag: Invalid value: 1.1: must be a string: put it in quotes",
+            "image.tag: Invalid value: 1.1: must be a string: put it in quotes",
         ),
         (
-            image("{repository: guard, pullPolicy: Always}"),
-            "sidecar.image.pullPolicy: Unknown value: known are registry,",
+            image("{repository: guard, pullpolicy: Always}"),
+            "image.pullpolicy: Unknown value: known are registry,",
         ),
         (
-            sidecar("{image: a, listenPort: 1}"),
-            "sidecar.listenPort: Unknown setting: known are upstream-port, ",
+            image("{repository: guard, pullPolicy: always}"),
+            "image.pullPolicy: Invalid value: \"always\": must be one of Always,",
         ),
-        (sidecar("{image: a, injected-by: x}"), "sidecar.injected-by: Unknown setting"),
+        (sidecar("text"), "sidecar: must be an object"),
+        (sidecar("{listenPort: 1}"), "sidecar.listenPort: Unknown setting: known are admin-port, "),
+        (sidecar("{image: a}"), "sidecar.image: Unknown setting"),
+        (sidecar("{injected-by: x}"), "sidecar.injected-by: Unknown setting"),
         (
-            sidecar("{image: a, workers: true}"),
+            sidecar("{workers: true}"),
             "sidecar.workers: Invalid value: true: must be a string: put it in quotes",
         ),
-        (sidecar("{image: a, log-level: on}"), "sidecar.log-level: Invalid value: true"),
-        (
-            sidecar("{image: a, workers: {a: 1}}"),
-            "sidecar.workers: Invalid value: {\"a\":1}: must be a string",
-        ),
-        (sidecar("{image: a, cpu-limit: 0.5}"), "sidecar.cpu-limit: Invalid value: 0.5: must be a string"),
-        ("sidecar: {image: a}\n".to_owned(), "namespaces: is missing: set it to a list"),
+        (sidecar("{log-level: on}"), "sidecar.log-level: Invalid value: true"),
+        (sidecar("{workers: {a: 1}}"), "sidecar.workers: Invalid value: {\"a\":1}: must be a string"),
+        (sidecar("{cpu-limit: 0.5}"), "sidecar.cpu-limit: Invalid value: 0.5: must be a string"),
+    ] {
+        assert_refused(&values, sentence);
+    }
+}
+
+#[test]
+fn a_wrong_name_fails_with_its_place_and_what_to_set() {
+    let namespaces = |list: &str| format!("namespaces: {list}\nimage: {{repository: guard}}\n");
+    let secrets = |list: &str| format!("{MINIMAL}imagePullSecrets: {list}\n");
+    let trust = |trust: &str| format!("{MINIMAL}trust: {trust}\n");
+    for (values, sentence) in [
+        ("image: {repository: a}\n".to_owned(), "namespaces: is missing: set it to a list"),
         (namespaces("[]"), "namespaces: is missing"),
         (namespaces("null"), "namespaces: is missing"),
         (namespaces("a"), "namespaces: is missing"),
@@ -372,9 +524,16 @@ fn a_wrong_value_fails_with_its_name_and_what_to_set() {
         (secrets("[{}]"), "imagePullSecrets[0].name: Invalid value: \"\""),
         (secrets("[a, B]"), "imagePullSecrets[1]: Invalid value: \"B\""),
         (secrets("['']"), "imagePullSecrets[0]: Invalid value: \"\""),
+        (trust("[a]"), "trust: must be an object with a list"),
+        (trust("{namespaces: a}"), "trust: must be an object with a list"),
+        (trust("{namespaces: [A]}"), "trust.namespaces[0]: Invalid value: \"A\""),
+        (trust("{namespaces: [guard]}"), "trust.namespaces[0]: \"guard\" is the namespace of this release"),
+        (
+            trust("{namespaces: [a, kube-system]}"),
+            "trust.namespaces[1]: \"kube-system\": pods there never get the CA",
+        ),
     ] {
-        let said = try_template(&values, &[]).expect_err(&values);
-        assert!(said.contains(sentence), "{values}\n{said}");
+        assert_refused(&values, sentence);
     }
 }
 

@@ -100,7 +100,7 @@ pub(super) struct AdmissionPolicyArgs {
           default_value = "false", default_missing_value = "true", hide_default_value = true,
           require_equals = true)]
     controller: String,
-    /// Print a Helm template that takes all of this from the chart's values
+    /// Print the Helm template callback-guard.admission, which takes all of this from the chart's values
     #[arg(long, env = "CALLBACK_GUARD_HELM", hide_env_values = true, value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", hide_default_value = true,
           require_equals = true)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::Installation;
 use super::trust::AUTHORITY;
-use super::{POLICY, labels};
+use super::{POLICY, labels, markers};
 
 /// The name of the controller's service account, of its Roles and bindings, and of its Lease.
 pub const CONTROLLER: &str = "callback-guard-controller";
@@ -99,25 +99,51 @@ pub fn objects(installation: &Installation, scope: &Scope) -> Vec<Value> {
     let namespaces = installation.namespaces.as_ref().unwrap_or(&none);
     let setting = |name: &str| installation.settings.get(name).map_or("", String::as_str);
     let own_namespace = scope.own_namespace.as_str();
-    let account = json!({
-        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(Some(own_namespace)),
-    });
-    let mut objects = vec![account];
-    let mut grant = |namespace: Option<&str>, rights: Vec<Right<'_>>| {
-        let subject = json!({"kind": "ServiceAccount", "name": CONTROLLER, "namespace": own_namespace});
-        objects.extend(role(metadata(namespace), rules(&rights), subject));
-    };
-    grant(Some(own_namespace), own());
+    let grant = |namespace: Option<&str>, rights: Vec<Right<'_>>| role_of(namespace, &rights, own_namespace);
+    let mut objects = vec![account(own_namespace)];
+    objects.extend(grant(Some(own_namespace), own()));
     for namespace in namespaces {
         let issues = !scope.external_tls.contains(namespace);
         let rights = served(issues.then(|| setting("tls-secret")), setting("policy-configmap"));
-        grant(Some(namespace), rights);
+        objects.extend(grant(Some(namespace), rights));
     }
     for namespace in scope.trust_namespaces.iter().filter(|name| !namespaces.contains(name)) {
-        grant(Some(namespace), trusting());
+        objects.extend(grant(Some(namespace), trusting()));
     }
-    grant(None, cluster(namespaces));
+    objects.extend(grant(None, cluster(namespaces)));
     objects
+}
+
+/// With [`markers`], the Role and the binding of a namespace that is served; `issues`: the controller provides its TLS Secret.
+pub fn of_served_namespace(issues: bool) -> [Value; 2] {
+    let rights = served(issues.then_some(markers::TLS_SECRET), markers::POLICY_CONFIGMAP);
+    role_of(Some(markers::NAMESPACE), &rights, markers::OWN_NAMESPACE)
+}
+
+/// With [`markers`], the Role and the binding of a namespace of OpenIM.
+pub fn of_trusting_namespace() -> [Value; 2] {
+    role_of(Some(markers::NAMESPACE), &trusting(), markers::OWN_NAMESPACE)
+}
+
+/// With [`markers`], what is there once: the service account, and its rights in its own namespace and in the whole cluster.
+pub fn of_installation() -> Vec<Value> {
+    let mut objects = vec![account(markers::OWN_NAMESPACE)];
+    objects.extend(role_of(Some(markers::OWN_NAMESPACE), &own(), markers::OWN_NAMESPACE));
+    let [mut role, binding] =
+        role_of(None, &cluster(&[markers::NAMESPACE_LIST.to_owned()]), markers::OWN_NAMESPACE);
+    role["rules"][0]["resourceNames"] = json!(markers::NAMESPACE_LIST);
+    objects.extend([role, binding]);
+    objects
+}
+
+fn account(own_namespace: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(Some(own_namespace))})
+}
+
+/// The controller's rights in a namespace, or in the whole cluster.
+fn role_of(namespace: Option<&str>, rights: &[Right<'_>], own_namespace: &str) -> [Value; 2] {
+    let subject = json!({"kind": "ServiceAccount", "name": CONTROLLER, "namespace": own_namespace});
+    role(metadata(namespace), rules(rights), subject)
 }
 
 fn metadata(namespace: Option<&str>) -> Value {

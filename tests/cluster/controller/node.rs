@@ -88,7 +88,7 @@ impl Installed<'_> {
             ("--namespaces=shop", format!("--namespaces={}", self.served.join(","))),
             ("--trust-namespaces=openim", format!("--trust-namespaces={}", self.openim)),
             (
-                "image: REGISTRY/callback-guard:0.1.0",
+                "image: REGISTRY/callback-guard:0.2.0",
                 format!("image: {}\n        imagePullPolicy: Never", self.image),
             ),
             (
