@@ -11,6 +11,7 @@ pub mod args;
 pub mod check;
 pub mod controller;
 pub mod demo;
+pub mod demo_app;
 pub mod drain;
 pub mod explain;
 pub mod inject;
@@ -35,6 +36,7 @@ pub fn run(arguments: &[OsString]) -> u8 {
         }
         Ok(Command::Simulate(config)) => simulate::run(&config, &mut io::stdin(), &mut io::stdout()),
         Ok(Command::Demo(config)) => demo::run(&config),
+        Ok(Command::DemoApp(config)) => demo_app::run(config),
         Ok(Command::Inject(config)) => {
             inject::run(&config, &mut io::stdin(), &mut io::stdout(), &mut io::stderr())
         }

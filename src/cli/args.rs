@@ -20,10 +20,12 @@ use proxy::ProxyArgs;
 use simulate::SimulateArgs;
 
 pub use controller::Controller;
+pub use demo_app::{APP_PORT, DemoApp};
 pub use problems::shown_size;
 pub use proxy::{ADMIN_PORT, LEAST_HELD, LISTEN_PORT, Proxy, TlsSource, any};
 
 mod controller;
+mod demo_app;
 mod inject;
 mod lexer;
 mod problems;
@@ -82,6 +84,13 @@ enum Typed {
     Simulate(SimulateArgs),
     /// Everything on one machine with no cluster: a toy app that fails in every way, and the guard in front of it
     Demo(DemoArgs),
+    /// Run a small app that answers callbacks, to try the guard in a cluster
+    ///
+    /// It speaks plain HTTP, so put the guard in front of it. It refuses callbacks whose body contains the word casino, with
+    /// errCode 5001, and allows all others. For each callback it logs the command and the verdict, never content. GET /readyz
+    /// is for probes. After SIGTERM it keeps accepting connections for a while, and answers with Connection: close. Then it
+    /// finishes the callbacks in progress, within 5s, and exits.
+    DemoApp(demo_app::DemoAppArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -194,6 +203,8 @@ pub enum Command {
     Simulate(Box<Simulate>),
     /// `demo`
     Demo(Demo),
+    /// `demo-app`
+    DemoApp(DemoApp),
     /// `inject`, `uninject`
     Inject(Manifests),
     /// `admission-policy`
@@ -307,6 +318,7 @@ impl Typed {
             Typed::Demo(typed) => {
                 problems.switch("--stay", &typed.stay).map(|stay| Command::Demo(Demo { stay }))
             }
+            Typed::DemoApp(typed) => typed.read(problems).map(Command::DemoApp),
         }
     }
 }

@@ -22,7 +22,7 @@ use screen::{Paint, Screen, time};
 use tally::Tally;
 use tour::{POLICY, Tour};
 
-mod app;
+pub(super) mod app;
 mod caller;
 mod folder;
 mod guard;

@@ -16,6 +16,7 @@ mod admission_policy;
 mod check;
 mod controller;
 mod demo;
+mod demo_app;
 mod drain;
 mod explain;
 mod help;

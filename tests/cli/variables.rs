@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::program::Folder;
 
 /// A command line on which one variable more shows its effect: it ends at once, with exit code 1 or 2.
-const LINES: [(&str, &str); 10] = [
+const LINES: [(&str, &str); 11] = [
     // A policy is required, and there is none; nor is there a certificate.
     ("proxy", "proxy --require-policy"),
     ("controller", "controller nothing --own-namespace a"),
@@ -17,6 +17,7 @@ const LINES: [(&str, &str); 10] = [
     ("explain", "explain --callback /no/callback"),
     ("simulate", "simulate https://127.0.0.1:1"),
     ("demo", "demo nothing"),
+    ("demo-app", "demo-app nothing"),
 ];
 
 /// Need not be there, and a bad one is told in the log of a proxy that serves: tests/proxy/effects.rs.

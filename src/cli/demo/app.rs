@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// The word that a healthy app refuses.
-pub(super) const BAD_WORD: &str = "casino";
+pub(in crate::cli) const BAD_WORD: &str = "casino";
 
 /// `errCode` of the app's refusals.
 pub(super) const REFUSAL: i32 = 5001;
@@ -56,15 +56,9 @@ impl Behaviour {
     /// The answer to a callback, or none at all.
     fn answer(self, callback: &str) -> Option<(StatusCode, String)> {
         let refused = callback.contains(BAD_WORD);
-        let json = |action: i32, refused: bool, next: &str| {
-            let (code, text) = if refused { (REFUSAL, "that word is not welcome here") } else { (0, "") };
-            format!(
-                r#"{{"actionCode":{action},"errCode":{code},"errMsg":"{text}","errDlt":"","nextCode":{next}}}"#
-            )
-        };
         match self {
             Behaviour::Slow | Behaviour::Dead => None,
-            Behaviour::Healthy => Some((StatusCode::OK, json(0, refused, if refused { "1" } else { "0" }))),
+            Behaviour::Healthy => Some((StatusCode::OK, healthy_answer(refused))),
             Behaviour::WrongTypes => {
                 Some((StatusCode::OK, json(0, refused, if refused { r#""1""# } else { r#""""# })))
             }
@@ -75,6 +69,17 @@ impl Behaviour {
             )),
         }
     }
+}
+
+/// What a healthy app answers: an allow, or a refusal with [`REFUSAL`].
+pub(in crate::cli) fn healthy_answer(refused: bool) -> String {
+    json(0, refused, if refused { "1" } else { "0" })
+}
+
+/// The five fields that OpenIM reads; `next` is the JSON of `nextCode`.
+fn json(action: i32, refused: bool, next: &str) -> String {
+    let (code, text) = if refused { (REFUSAL, "that word is not welcome here") } else { (0, "") };
+    format!(r#"{{"actionCode":{action},"errCode":{code},"errMsg":"{text}","errDlt":"","nextCode":{next}}}"#)
 }
 
 /// The app, on a port of its own.
