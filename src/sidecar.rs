@@ -311,7 +311,8 @@ fn contradictions(settings: &Settings) -> Vec<(&'static str, String)> {
     found
 }
 
-const OWN_PORT: &str = "must not be a port of the sidecar itself";
+/// Why a port of the sidecar is not the app's.
+pub const OWN_PORT: &str = "must not be a port of the sidecar itself";
 
 /// What in the settings of an installation contradicts itself, so that no pod would get a sidecar: name and message.
 pub fn contradictions_of(installation: &Installation) -> Vec<(&'static str, String)> {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::inject::yaml;
 use crate::sidecar::admission::rights::{self, Scope};
 use crate::sidecar::admission::{self, markers};
-use crate::sidecar::annotations::{Kind, setting, settings};
-use crate::sidecar::{IMAGE, Installation, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
+use crate::sidecar::annotations::{Kind, NOT_SET, setting, settings};
+use crate::sidecar::{IMAGE, Installation, OWN_PORT, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
 
 /// What `admission-policy` prints.
 #[derive(Clone, Debug)]
@@ -74,7 +74,12 @@ fn head() -> String {
     let list = |texts: &[&str]| texts.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(" ");
     let kinds = settings().filter(|row| !IMAGE_SETTINGS.contains(&row.name));
     let kinds: Vec<_> = kinds.map(|row| format!("{:?} {}", row.name, row.kind.in_template())).collect();
+    let defaults =
+        settings().map(|row| (row.name, row.default_value())).filter(|(_, value)| *value != NOT_SET);
+    let defaults: Vec<_> = defaults.flat_map(|(name, value)| [name, value]).collect();
     [
+        ("@defaults@", list(&defaults)),
+        ("@own-port@", OWN_PORT.to_owned()),
         ("@template-hash@", admission::template_hash()),
         ("@name@", Kind::Name.in_template()),
         ("@namespace@", Kind::Namespace.in_template()),

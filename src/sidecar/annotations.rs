@@ -61,7 +61,7 @@ const fn record(name: &'static str, meaning: &'static str) -> Annotation {
 const HOUR: u32 = 3600;
 
 /// The value of a row that no layer sets and that has no default of its own.
-pub(super) const NOT_SET: &str = "";
+pub const NOT_SET: &str = "";
 
 /// Every annotation under our prefix.
 pub const TABLE: [Annotation; 25] = [
@@ -181,7 +181,7 @@ impl Annotation {
     }
 
     /// The default as a value; [`NOT_SET`] if the row has none of its own, or if `proxy` has it.
-    pub(super) fn default_value(&self) -> &'static str {
+    pub fn default_value(&self) -> &'static str {
         let is_value = self.effect == Effect::Field && self.kind.check(self.default).is_ok();
         if is_value { self.default } else { NOT_SET }
     }

@@ -271,6 +271,49 @@ fn a_chart_takes_the_values_of_a_setting_that_an_annotation_takes() {
 }
 
 #[test]
+fn a_chart_refuses_the_contradictions_that_the_flag_set_refuses() {
+    let program = |settings: &[&str]| {
+        let mut command = clean(env!("CARGO_BIN_EXE_callback-guard"));
+        command.args(["admission-policy", "--namespaces", "a", "--image", "guard:1"]);
+        run(command.args(settings.iter().flat_map(|setting| ["--set", setting])), None).err()
+    };
+    for settings in [
+        &["cpu-request=2", "cpu-limit=1999m"][..],
+        &["cpu-request=2", "cpu-limit=2000m"],
+        &["cpu-request=2"],
+        &["memory-request=257Mi"],
+        &["memory-request=256Mi"],
+        &["memory-request=2Gi", "memory-limit=2047Mi"],
+        &["memory-request=2Gi", "memory-limit=2048Mi"],
+        &["listen-port=19090"],
+        &["admin-port=18443"],
+        &["admin-port=18443", "listen-port=18444"],
+        &["admin-port=9443", "listen-port=9443"],
+        &["upstream-port=18443"],
+        &["upstream-port=19090", "admin-port=19091"],
+        &["upstream-port=9443", "listen-port=9443"],
+    ] {
+        let pairs = settings.iter().map(|setting| setting.split_once('=').expect("a pair"));
+        let sidecar: BTreeMap<_, _> = pairs.collect();
+        let values =
+            json!({"namespaces": [{"name": "a"}], "image": {"repository": "guard"}, "sidecar": sidecar});
+        let said = try_template(&values.to_string(), &[]).err();
+        let Some(expected) = program(settings) else {
+            assert_eq!(said, None, "{settings:?}");
+            continue;
+        };
+        let said = said.unwrap_or_else(|| panic!("rendered from {settings:?}; expected {expected}"));
+        let sentences =
+            expected.lines().filter_map(|line| line.split_once("--set: ")).map(|(_, sentence)| sentence);
+        let sentences: Vec<_> = sentences.collect();
+        assert!(!sentences.is_empty(), "{expected}");
+        for sentence in sentences {
+            assert!(said.contains(&format!("\nsidecar.{sentence}")), "{sentence}\n{said}");
+        }
+    }
+}
+
+#[test]
 fn all_problems_are_reported_at_once_with_their_paths() {
     let values = "namespaces: [{name: A}, {name: kube-system}, x]\ntrust: {namespaces: [guard, B]}\n\
                   imagePullSecrets: [C]\nimage: {tag: 1}\nsidecar: {workers: 0, cpu-limit: 9m, colour: red}\n";

@@ -66,6 +66,27 @@
 {{- include "callback-guard.problem" (list $read $path (printf "Unknown setting: known are %s" (join ", " (keys $kinds | sortAlpha)))) -}}
 {{- end -}}
 {{- end -}}
+{{- if not $read.problems -}}
+{{- $all := merge (dict) $settings (dict @defaults@) -}}
+{{- range list (list "cpu-request" "cpu-limit" "milli") (list "memory-request" "memory-limit" "mebi") -}}
+{{- $asked := get $settings (index . 0) -}}
+{{- $most := get $all (index . 1) -}}
+{{- if and $asked (ne $most "none") -}}
+{{- $unit := index . 2 -}}
+{{- if gt (include "callback-guard.number" (dict "text" $asked "unit" $unit) | int64) (include "callback-guard.number" (dict "text" $most "unit" $unit) | int64) -}}
+{{- include "callback-guard.problem" (list $read (printf "sidecar.%s" (index . 0)) (printf "Invalid value: %q: is more than %s, which is %s" $asked (index . 1) $most)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $ports := list (int64 (get $all "listen-port")) (int64 (get $all "admin-port")) -}}
+{{- if eq (first $ports) (last $ports) -}}
+{{- $at := hasKey $settings "admin-port" | ternary (list "admin-port" "listen-port") (list "listen-port" "admin-port") -}}
+{{- include "callback-guard.problem" (list $read (printf "sidecar.%s" (first $at)) (printf "Invalid value: %q: %s is the same" (get $settings (first $at)) (last $at))) -}}
+{{- end -}}
+{{- with get $settings "upstream-port" -}}
+{{- if has (int64 .) $ports }}{{ include "callback-guard.problem" (list $read "sidecar.upstream-port" (printf "Invalid value: %q: @own-port@" .)) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- $image := default dict .Values.image -}}
 {{- if not (kindIs "map" $image) -}}
 {{- include "callback-guard.problem" (list $read "image" "must be an object with registry, repository, and tag or digest") -}}
