@@ -94,7 +94,7 @@ fn measure() -> Result<(), Failure> {
 }
 
 /// The name of the image in the archive of [`image`].
-const IMAGE: &str = "callback-guard.test/callback-guard:release";
+const IMAGE: &str = concat!("callback-guard:", env!("CARGO_PKG_VERSION"));
 
 /// The archive of `tests/image guard`, built now unless `CALLBACK_GUARD_TEST_IMAGE` names one.
 fn image() -> Result<PathBuf, Failure> {

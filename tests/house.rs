@@ -8,12 +8,16 @@ use std::{env, fs};
 use callback_guard::callback::command::{self, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::Cause;
+use callback_guard::cli::admission_policy::{self, AdmissionPolicy, IMAGE_SETTINGS, Values};
 use callback_guard::metrics::Metrics;
 use callback_guard::metrics::catalog::Entry;
 use callback_guard::sidecar::annotations::{self, INJECT, PREFIX};
 use callback_guard::sidecar::{Notice, Reason};
 use callback_guard::verdict::FINDINGS;
 use prometheus_client::metrics::counter::Counter;
+
+#[path = "house/values.rs"]
+mod values;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -318,6 +322,58 @@ fn generated(path: &str, expected: &str) {
         expected,
         "{path} is not what the tables say: UPDATE_GOLDEN=1 cargo test --test house"
     );
+}
+
+const CHART: &str = "charts/callback-guard";
+
+#[test]
+fn the_schema_and_the_table_of_the_chart_are_what_its_values_say() {
+    let entries = values::entries(&read(format!("{CHART}/values.yaml")));
+    generated(&format!("{CHART}/values.schema.json"), &values::schema(&entries));
+    let path = format!("{CHART}/README.md");
+    let readme = read(&path);
+    let (before, rest) = readme.split_once("<!-- values -->\n").expect("the table begins");
+    let (_, after) = rest.split_once("<!-- /values -->").expect("the table ends");
+    let table = values::table(&entries);
+    generated(&path, &format!("{before}<!-- values -->\n{table}<!-- /values -->{after}"));
+}
+
+#[test]
+fn the_chart_has_each_setting_of_a_sidecar_and_the_template_of_the_program() {
+    let entries = values::entries(&read(format!("{CHART}/values.yaml")));
+    let in_chart = entries.iter().filter(|entry| entry.path.len() == 2 && entry.path[0] == "sidecar");
+    let in_chart: Vec<_> = in_chart.map(|entry| entry.path[1].as_str()).collect();
+    let in_table = annotations::settings().map(|row| row.name).filter(|name| !IMAGE_SETTINGS.contains(name));
+    assert_eq!(in_chart, in_table.collect::<Vec<_>>());
+    let mut template = Vec::new();
+    let config = AdmissionPolicy { values: Values::OfChart };
+    assert_eq!(admission_policy::run(&config, &mut template, &mut Vec::new()), 0);
+    generated(&format!("{CHART}/templates/_admission.tpl"), &String::from_utf8(template).expect("UTF-8"));
+}
+
+#[test]
+fn the_version_of_the_chart_is_that_of_the_program() {
+    let manifest: serde_json::Value =
+        serde_saphyr::from_str(&read(format!("{CHART}/Chart.yaml"))).expect("Chart.yaml is YAML");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((&manifest["version"], &manifest["appVersion"]), (&version.into(), &version.into()));
+    let images = manifest["annotations"]["artifacthub.io/images"].as_str().expect("a text");
+    assert!(images.contains(&format!("callback-guard:{version}\n")), "{images}");
+    assert_eq!(read("manifests/images.txt"), format!("callback-guard:{version}\n"));
+}
+
+/// The commands of docs/install.md are run by the test of the chart on a node, but for those that say that they are not.
+#[test]
+fn each_block_of_commands_of_the_installation_says_whether_it_is_tested() {
+    let page = read("docs/install.md");
+    let mut counts = BTreeMap::new();
+    for (at, _) in page.match_indices("\n```sh\n") {
+        let before = page[..at].trim_end().lines().next_back().unwrap_or_default();
+        let mark = ["*Tested:*", "*Not tested:*"].into_iter().find(|mark| before.starts_with(mark));
+        let mark = mark.unwrap_or_else(|| panic!("no mark before this block: {before:?}"));
+        *counts.entry(mark).or_insert(0) += 1;
+    }
+    assert!(counts["*Tested:*"] >= 7 && counts["*Not tested:*"] <= 4, "{counts:?}");
 }
 
 #[test]

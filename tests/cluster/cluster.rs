@@ -337,7 +337,7 @@ impl Cluster {
     }
 
     /// Where the programs of this cluster are, and then those of the machine.
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         let path = fs::read_to_string(self.folder.join("path")).expect("the cluster stands");
         path.trim().to_owned()
     }

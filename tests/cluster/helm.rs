@@ -36,7 +36,7 @@ fn chart(values: &str) -> Folder {
     folder
 }
 
-fn printed(flags: &[&str]) -> String {
+pub(crate) fn printed(flags: &[&str]) -> String {
     let mut command = clean(env!("CARGO_BIN_EXE_callback-guard"));
     run(command.arg("admission-policy").args(flags), None)
         .unwrap_or_else(|said| panic!("admission-policy {flags:?}: {said}"))
@@ -58,7 +58,7 @@ fn template(values: &str) -> String {
 
 /// The objects of a stream, by kind, namespace and name. Each document must be an object: `kubectl apply` refuses others.
 #[track_caller]
-fn objects(stream: &str) -> BTreeMap<String, Value> {
+pub(crate) fn objects(stream: &str) -> BTreeMap<String, Value> {
     let mut objects = BTreeMap::new();
     let documents =
         stream.strip_prefix("---\n").unwrap_or_else(|| panic!("begins with no document: {stream:.80}"));

@@ -48,12 +48,11 @@ spec:
 /// The one in the sample that is sent.
 const OPERATION_ID: &str = "operationID: 1730891241515000001";
 
-/// The archive of `tests/image guard`: the one that `tests/run` has built, or a debug build that is made now. With
+/// The archive with our image: the one of the release that `tests/run` has built, or a debug build that is made now. With
 /// it the image's name.
 pub(crate) fn image() -> (PathBuf, String) {
-    let name = |profile: &str| format!("callback-guard.test/callback-guard:{profile}");
     if let Some(archive) = env::var_os("CALLBACK_GUARD_TEST_IMAGE") {
-        return (PathBuf::from(archive), name("release"));
+        return (PathBuf::from(archive), format!("callback-guard:{}", env!("CARGO_PKG_VERSION")));
     }
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/image");
     let mut command = clean(script);
@@ -61,7 +60,7 @@ pub(crate) fn image() -> (PathBuf, String) {
     let built = command.output().expect("bash is there");
     assert!(built.status.success(), "tests/image guard --debug failed; what it said stands above");
     let archive = String::from_utf8(built.stdout).expect("a path").trim().to_owned();
-    (PathBuf::from(archive), name("debug"))
+    (PathBuf::from(archive), "callback-guard.test/callback-guard:debug".to_owned())
 }
 
 #[test]

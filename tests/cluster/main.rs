@@ -4,6 +4,7 @@
 //! Where the machine cannot hold a cluster, these tests pass without a check and `tests/run` says so; in CI they fail.
 
 mod audit;
+mod chart;
 mod client;
 mod clock;
 mod cluster;
@@ -14,6 +15,8 @@ mod forward;
 mod helm;
 #[path = "../openim/judge.rs"]
 mod judge;
+mod openim;
+mod operator;
 mod process;
 mod remains;
 mod replica;

@@ -99,6 +99,15 @@ pub(crate) fn deny(code: u32, more: &str) -> String {
     format!("defaults: {{timeout: 3s, fallback: Deny, deny: {{errCode: {code}}}{more}}}")
 }
 
+/// A job of the judge with a callback about a message, to this URL.
+pub(crate) fn job(what: &str, url: &str) -> Value {
+    let request: Value = serde_json::from_str(BODY).expect("the sample");
+    json!({
+        "do": what, "command": COMMAND, "url": url, "timeout": 5,
+        "operationID": request["operationID"], "request": request,
+    })
+}
+
 impl<'c> Shop<'c> {
     /// Namespace and Service; no app yet, and nothing for its sidecar.
     pub(crate) fn bare(cluster: &'c Cluster, image: String) -> Shop<'c> {
@@ -199,16 +208,7 @@ impl<'c> Shop<'c> {
     }
 
     fn job(&self, what: &str) -> Value {
-        self.job_to(what, &self.url())
-    }
-
-    /// A job of the judge with the callback of the shop, to this URL.
-    pub(crate) fn job_to(&self, what: &str, url: &str) -> Value {
-        let request: Value = serde_json::from_str(BODY).expect("the sample");
-        json!({
-            "do": what, "command": COMMAND, "url": url, "timeout": 5,
-            "operationID": request["operationID"], "request": request,
-        })
+        job(what, &self.url())
     }
 
     fn judge(&self, h1: bool) -> Judge {

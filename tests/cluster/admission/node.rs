@@ -8,7 +8,7 @@ use super::super::client::Client;
 use super::super::cluster::{Cluster, Namespace, Stage, clean, eventually, run, target, undisturbed};
 use super::super::image::image;
 use super::super::judge::Judge;
-use super::super::shop::{Shop, deny};
+use super::super::shop::{Shop, deny, job};
 use super::super::support::Authority;
 use super::super::tls_host::TlsHost;
 use super::{INJECT, has_sidecar, sidecars};
@@ -210,7 +210,7 @@ fn openim_in_a_pod_trusts_by_a_label(shop: &Shop<'_>) {
         cluster.try_apply(&pod, &["-n", &namespace.name]).unwrap_or_else(|said| panic!("{said}"));
         let ready = ["-n", &namespace.name, "wait", "--for=condition=Ready", "--timeout=90s"];
         cluster.kubectl(&[&ready[..], &[&format!("pod/{name}")]].concat());
-        let ask = |url: &str| openim(cluster, &namespace.name, name, shop.job_to("call", url));
+        let ask = |url: &str| openim(cluster, &namespace.name, name, job("call", url));
         let guarded = ask(&shop.url());
         assert_eq!(guarded["verdict"], wanted, "{name}: {guarded}");
         assert_eq!(ask(&listed.url())["verdict"], "allowed", "{name}: a root of the system's bundle");

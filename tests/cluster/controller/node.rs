@@ -11,8 +11,8 @@ use super::super::client::Client;
 use super::super::cluster::{Cluster, Stage, can_hold, clean, eventually, run};
 use super::super::dns::NameServer;
 use super::super::image::image;
-use super::super::judge::Judge;
-use super::super::shop::{Counts, Shop};
+use super::super::openim::OpenIm;
+use super::super::shop::Shop;
 use super::super::webhook::{Webhook, first_init_container};
 use super::openssl;
 
@@ -29,30 +29,6 @@ fn documented() -> String {
     let (_, manifest) = page.split_once("```yaml\n").expect("a manifest");
     manifest.split_once("```").expect("its end").0.to_owned()
 }
-
-/// OpenIM's client. It calls until the ConfigMap `stop` is there.
-const OPENIM: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: openim, labels: {callback-guard.io/trust: enabled}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: openim
-    image: callback-guard.test/openim:1
-    args: [pause]
-    securityContext:
-      runAsNonRoot: true
-      allowPrivilegeEscalation: false
-      capabilities: {drop: [ALL]}
-      seccompProfile: {type: RuntimeDefault}
-    volumeMounts:
-    - {name: stop, mountPath: /stop}
-    - {name: tmp, mountPath: /tmp}
-  volumes:
-  - {name: stop, configMap: {name: stop, optional: true}}
-  - {name: tmp, emptyDir: {}}
-"#;
 
 /// The cluster, and the names of what is in it.
 struct Installed<'c> {
@@ -222,7 +198,12 @@ fn certificates_and_cas_change_under_openims_client_and_pods_are_named_with_what
 
     let host = format!("shop.{}.svc", shop.name());
     let _names = NameServer::start(cluster.host(), &host, shop.address().parse().expect("an address"));
-    let load = Load::start(&installed, &shop, &host);
+    let trusting = json!({"callback-guard.io/trust": "enabled"});
+    eventually("the CA for OpenIM", || {
+        cluster.get(&installed.openim, &["configmap", "callback-guard-ca"]).ok()
+    });
+    let openim = OpenIm::start(&cluster, &installed.openim, &trusting);
+    let load = openim.load(&format!("https://{host}/cb"), None, 50);
     thread::scope(|scope| {
         let others = scope.spawn(|| what_is_wrong_is_named_and_mended(&installed, &stall.name));
         let changes = Changes::watch(&installed, shop.name());
@@ -232,40 +213,6 @@ fn certificates_and_cas_change_under_openims_client_and_pods_are_named_with_what
         no_handshake_failed(&cluster, &shop);
         others.join().expect("the other half");
     });
-}
-
-/// OpenIM's client in a pod, in one process from the first callback to the last, with a connection that ends each second.
-struct Load<'i> {
-    installed: &'i Installed<'i>,
-    thread: thread::JoinHandle<Counts>,
-}
-
-impl<'i> Load<'i> {
-    fn start(installed: &'i Installed<'i>, shop: &Shop<'_>, host: &str) -> Load<'i> {
-        let (cluster, namespace) = (installed.cluster, installed.openim.as_str());
-        eventually("the CA for OpenIM", || cluster.get(namespace, &["configmap", "callback-guard-ca"]).ok());
-        cluster.try_apply(OPENIM, &["-n", namespace]).unwrap_or_else(|said| panic!("{said}"));
-        cluster.kubectl(&["-n", namespace, "wait", "--for=condition=Ready", "pod/openim", "--timeout=90s"]);
-        // The client itself ends after five minutes.
-        let mut command = cluster.kubectl_command_for(360);
-        command.args(["-n", namespace, "exec", "-i", "openim", "-c", "openim", "--", "/judge"]);
-        let mut judge = Judge::run(command);
-        let mut job = shop.job_to("steady", &format!("https://{host}/cb"));
-        for (key, value) in [("times", json!(8)), ("pause", json!(50)), ("until", json!("/stop/now"))] {
-            job[key] = value;
-        }
-        let thread = thread::spawn(move || {
-            let counts = judge.ask([job].into_iter()).remove(0);
-            serde_json::from_value(counts).expect("counts by conclusion")
-        });
-        Load { installed, thread }
-    }
-
-    fn stop(self) -> Counts {
-        let Installed { cluster, openim, .. } = self.installed;
-        cluster.kubectl(&["-n", openim, "create", "configmap", "stop", "--from-literal=now=yes"]);
-        self.thread.join().expect("the load")
-    }
 }
 
 /// What was served, by the serial numbers of certificates and the issuers' names.
