@@ -26,11 +26,15 @@ const BY_APP: &str = "denied 5001";
 const STARTER: &str = "stall";
 const IN_VALUES: &str = "bank";
 
+/// A namespace whose certificate is not the controller's.
+const OTHER_TLS: &str = "lab";
+
 const VALUES: &str = r#"
 namespaces:
 - {name: callback-guard-example, services: [app]}
 - {name: stall}
 - {name: bank, policy: {version: 1, defaults: {timeout: 1s}}}
+- {name: lab, tls: {source: secret}}
 trust: {namespaces: [openim]}
 "#;
 
@@ -113,7 +117,7 @@ fn from_helm_install_to_a_guarded_app_and_out_again() {
 fn nothing_is_installed_if_a_namespace_is_missing(operator: &Operator<'_>) {
     operator.run(&format!("kubectl create namespace {STARTER}"));
     let said = operator.install().expect_err("namespaces are missing");
-    for name in [EXAMPLE, IN_VALUES, "openim"] {
+    for name in [EXAMPLE, IN_VALUES, OTHER_TLS, "openim"] {
         assert!(
             said.contains(&format!("there is no namespace \"{name}\": create it first")),
             "{name}\n{said}"
@@ -129,7 +133,13 @@ fn apps_run_before(operator: &Operator<'_>) {
     operator.run("kubectl apply -f manifests/example");
     operator.run("kubectl create namespace openim");
     operator.run(&format!("kubectl create namespace {IN_VALUES}"));
-    for namespace in [STARTER, IN_VALUES] {
+    operator.run(&format!("kubectl create namespace {OTHER_TLS}"));
+    operator.run(&format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=own \
+         -keyout own.key -out own.crt && \
+         kubectl -n {OTHER_TLS} create secret tls callback-guard-tls --cert=own.crt --key=own.key"
+    ));
+    for namespace in [STARTER, IN_VALUES, OTHER_TLS] {
         operator.run(&format!(
             "sed 's/{EXAMPLE}/{namespace}/; s/replicas: 2/replicas: 1/' manifests/example/03-app.yaml | kubectl apply -f -"
         ));
@@ -150,7 +160,7 @@ fn the_cluster_has_what_the_chart_renders(operator: &Operator<'_>) {
     let other = operator.try_run(&format!("{template} --set controller.replicas=3 | kubectl diff -f -"));
     assert!(other.expect_err("a difference").contains("replicas: 3"));
     let objects = operator.run(&format!("{template} | grep -c '^kind: '"));
-    println!("objects of three namespaces and one of OpenIM: {}", objects.trim());
+    println!("objects of four namespaces and one of OpenIM: {}", objects.trim());
     println!("{}", operator.run(&format!("kubectl -n {RELEASE} get pods -o wide")));
 }
 
@@ -256,8 +266,8 @@ fn an_upgrade_and_a_rollback_lose_nothing(operator: &Operator<'_>, openim: &Open
     assert!(operator.policy(STARTER).contains("# by hand"), "{}", operator.policy(STARTER));
     // Helm writes logs of a test to standard error.
     let test = operator.run(&format!("helm test {RELEASE} -n {RELEASE} 2>&1"));
-    assert_eq!(test.matches("Phase:          Succeeded").count(), 3, "{test}");
-    for namespace in [EXAMPLE, STARTER, IN_VALUES] {
+    assert_eq!(test.matches("Phase:          Succeeded").count(), 4, "{test}");
+    for namespace in [EXAMPLE, STARTER, IN_VALUES, OTHER_TLS] {
         assert!(
             test.contains(&format!("https://callback-guard-test.{namespace}.svc:18443/")),
             "{namespace}\n{test}"
@@ -299,6 +309,8 @@ fn the_removal_of_the_notes_loses_nothing(
         "ConfigMap bank callback-guard-ca",
         "ConfigMap callback-guard-example callback-guard-ca",
         "ConfigMap callback-guard-example callback-guard-policy",
+        "ConfigMap lab callback-guard-ca",
+        "ConfigMap lab callback-guard-policy",
         "ConfigMap openim callback-guard-ca",
         "ConfigMap stall callback-guard-ca",
         "ConfigMap stall callback-guard-policy",
@@ -306,11 +318,17 @@ fn the_removal_of_the_notes_loses_nothing(
         "Secret bank callback-guard-tls",
         "Secret callback-guard callback-guard-ca",
         "Secret callback-guard-example callback-guard-tls",
+        "Secret lab callback-guard-tls",
         "Secret stall callback-guard-tls",
     ];
     assert_eq!(left, expected);
     rest.iter().for_each(|command| drop(operator.run(command)));
-    assert_eq!(operator.of_ours(), Vec::<String>::new());
+    assert_eq!(
+        operator.of_ours(),
+        [format!("Secret {OTHER_TLS} callback-guard-tls")],
+        "that one is the user's"
+    );
+    operator.run(&format!("kubectl delete namespace {OTHER_TLS} --wait"));
     restart(operator);
     assert!(operator.pods().iter().all(|pod| !has_sidecar(pod)));
 }
