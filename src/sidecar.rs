@@ -311,6 +311,9 @@ fn contradictions(settings: &Settings) -> Vec<(&'static str, String)> {
     found
 }
 
+/// Why the ConfigMap with the CA is not one with a policy.
+pub const IS_AUTHORITY: &str = "is the ConfigMap with the CA";
+
 /// Why a port of the sidecar is not the app's.
 pub const OWN_PORT: &str = "must not be a port of the sidecar itself";
 
@@ -320,7 +323,11 @@ pub fn contradictions_of(installation: &Installation) -> Vec<(&'static str, Stri
     let message = |(name, why): (&'static str, String)| {
         (name, format!("Invalid value: {:?}: {}", settings.text(name), why.replace(PREFIX, "")))
     };
-    contradictions(&settings).into_iter().map(message).collect()
+    let mut found = contradictions(&settings);
+    if settings.given("policy-configmap") == Some(admission::trust::AUTHORITY) {
+        found.push(("policy-configmap", IS_AUTHORITY.to_owned()));
+    }
+    found.into_iter().map(message).collect()
 }
 
 /// The same of a namespace, by its metadata: pointer within the metadata, and message.

@@ -6,9 +6,12 @@ use serde_json::{Value, json};
 
 use super::inject::yaml;
 use crate::sidecar::admission::rights::{self, Scope};
+use crate::sidecar::admission::trust::AUTHORITY;
 use crate::sidecar::admission::{self, markers};
 use crate::sidecar::annotations::{Kind, NOT_SET, setting, settings};
-use crate::sidecar::{IMAGE, Installation, OWN_PORT, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET};
+use crate::sidecar::{
+    IMAGE, IS_AUTHORITY, Installation, OWN_PORT, POLICY_CONFIGMAP, SYSTEM_NAMESPACES, TLS_SECRET,
+};
 
 /// What `admission-policy` prints.
 #[derive(Clone, Debug)]
@@ -80,6 +83,8 @@ fn head() -> String {
     [
         ("@defaults@", list(&defaults)),
         ("@own-port@", OWN_PORT.to_owned()),
+        ("@authority@", AUTHORITY.to_owned()),
+        ("@authority-reason@", IS_AUTHORITY.to_owned()),
         ("@template-hash@", admission::template_hash()),
         ("@name@", Kind::Name.in_template()),
         ("@namespace@", Kind::Namespace.in_template()),

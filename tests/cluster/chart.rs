@@ -200,6 +200,22 @@ fn a_wrong_value_is_refused_by_the_schema_with_its_path() {
         (on_top("controller: {replicas: 0}"), "/controller/replicas", "minimum: got 0, want 1"),
         (on_top("controller: {replicas: two}"), "/controller/replicas", "got string, want integer"),
         (on_top("image: {digest: 'sha256:1'}"), "/image/digest", "'sha256:1' does not match pattern"),
+        (
+            on_top("image: {registry: 'https://r.example'}"),
+            "/image/registry",
+            "'https://r.example' does not match pattern",
+        ),
+        (on_top("image: {repository: 'guard:1'}"), "/image/repository", "'guard:1' does not match pattern"),
+        (
+            "namespaces: [{name: shop, services: [app, app]}]".to_owned(),
+            "/namespaces/0/services",
+            "items at 0 and 1 are equal",
+        ),
+        (
+            on_top("controller: {extraEnv: [{name: A, value: 5}]}"),
+            "/controller/extraEnv/0/value",
+            "got number, want string",
+        ),
         (on_top("image: {name: x}"), "/image", "additional properties 'name' not allowed"),
         (on_top("injection: {failurePolicy: ignore}"), "/injection/failurePolicy", "value must be one of"),
         (on_top("trust: {namespace: openim}"), "/trust", "additional properties 'namespace' not allowed"),
@@ -233,6 +249,18 @@ fn a_wrong_combination_is_refused_with_what_to_set() {
             "namespaces: [{name: shop, tls: {issuerRef: {name: x}}}]".to_owned(),
             "namespaces[0].tls.issuerRef: is only for source certManager: remove it",
         ),
+        (
+            on_top("controller: {extraArgs: [--log-level=debug, --namespaces=a]}"),
+            "controller.extraArgs[1]: \"--namespaces=a\" is set from namespaces: remove it",
+        ),
+        (
+            "namespaces: [{name: shop, tls: {source: secret}}]\ntrust: {namespaces: [openim]}".to_owned(),
+            "trust.namespaces: the controller publishes its own CA there, and no namespace has a certificate of it",
+        ),
+        (
+            on_top("sidecar: {policy-configmap: callback-guard-ca}"),
+            "sidecar.policy-configmap: Invalid value: \"callback-guard-ca\": is the ConfigMap with the CA",
+        ),
         ("namespaces: [{name: callback-guard}]".to_owned(), "is the namespace of this release"),
         (
             on_top("sidecar: {listen-port: 19090}"),
@@ -252,6 +280,150 @@ fn a_wrong_combination_is_refused_with_what_to_set() {
     let said = said.expect_err("three");
     for path in ["injection.mode: ", "injection.timeoutSeconds: ", "sidecar.workers: "] {
         assert!(said.contains(&format!("\n{path}")), "{path}\n{said}");
+    }
+}
+
+/// Helm takes a value of the chart away for a null of the user.
+#[test]
+fn a_null_in_the_place_of_any_value_renders_valid_objects_or_says_what_is_wrong() {
+    let text = fs::read_to_string(chart().join("values.yaml")).expect("a file of the chart");
+    let values: Value = serde_saphyr::from_str(&text).expect("values.yaml is YAML");
+    let mut paths = Vec::new();
+    let mut sections = vec![(String::new(), &values)];
+    while let Some((path, section)) = sections.pop() {
+        for (key, value) in section.as_object().into_iter().flatten() {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            sections.push((path.clone(), value));
+            paths.push(path);
+        }
+    }
+    assert!(paths.len() > 60, "{paths:?}");
+    for path in paths {
+        match with_values(&on_top(""), &["--set", &format!("{path}=null")]) {
+            Ok(rendered) => {
+                for (name, object) in objects(&rendered) {
+                    let text = object.to_string();
+                    assert!(!text.contains(":null") && !text.contains("<nil>"), "{path}: {name}: {text}");
+                }
+            }
+            Err(said) => {
+                let ours = "the values have problems, and nothing was changed:\n";
+                assert!(said.contains(ours) || said.contains("at '"), "{path}\n{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn labels_of_the_user_do_not_replace_ours() {
+    let labels = "{app.kubernetes.io/component: x, app.kubernetes.io/managed-by: x, team: a}";
+    let values = on_top(&format!(
+        "commonLabels: {labels}\ninjection: {{labels: {labels}}}\ncontroller: {{podLabels: {labels}}}"
+    ));
+    for (name, object) in objects(&with_values(&values, &[]).expect("rendered")) {
+        let labels = &object["metadata"]["labels"];
+        assert_eq!(labels["app.kubernetes.io/managed-by"], "Helm", "{name}");
+        assert_eq!(labels["team"], "a", "{name}");
+        if name.starts_with("Deployment") {
+            assert_eq!(labels["app.kubernetes.io/component"], "controller");
+            assert_eq!(object["spec"]["template"]["metadata"]["labels"], *labels);
+        }
+    }
+    let said = with_values(&on_top("commonLabels: {callback-guard.io/injected: x}"), &[]);
+    let said = said.expect_err("one of ours");
+    let sentence =
+        "commonLabels: \"callback-guard.io/injected\" is a label of callback-guard itself: remove it";
+    assert!(said.contains(sentence), "{said}");
+}
+
+#[test]
+fn a_number_with_a_zero_in_front_is_decimal() {
+    let values = on_top("sidecar: {run-as-user: '0755', listen-port: '08443', admin-port: '09090'}");
+    let rendered = objects(&with_values(&values, &[]).expect("rendered"));
+    let deployment = &rendered[&format!("Deployment {RELEASE}/{RELEASE}-controller")];
+    assert_eq!(deployment["spec"]["template"]["spec"]["securityContext"]["runAsUser"], 755);
+}
+
+#[test]
+fn names_are_names_of_dns_whatever_the_release_is_called() {
+    let values = Folder::new();
+    let path = values.write("values.yaml", on_top(""));
+    for release in ["callback-guard", "a.b", &format!("{}.b", "a".repeat(51)), &"a".repeat(53)] {
+        let arguments =
+            ["template", release, "--namespace", RELEASE, "--values", path.to_str().expect("UTF-8")];
+        let rendered = helm(&arguments, &chart()).expect("rendered");
+        for (name, object) in objects(&rendered) {
+            let name = object["metadata"]["name"].as_str().unwrap_or_else(|| panic!("{name}: no name"));
+            let is_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            assert!(
+                name.len() <= 63 && name.bytes().all(is_label) && !name.ends_with('-'),
+                "{release}: {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_notes_fit_what_is_installed() {
+    let notes = |values: &str| {
+        let folder = Folder::new();
+        let path = folder.write("values.yaml", values);
+        let values = ["--values", path.to_str().expect("UTF-8")];
+        let arguments =
+            [&["install", RELEASE, "--namespace", RELEASE, "--dry-run=client"][..], &values].concat();
+        let said = helm(&arguments, &chart()).unwrap_or_else(|said| panic!("{said}"));
+        said.split_once("\nNOTES:\n").expect("notes").1.to_owned()
+    };
+    let one = "namespaces: [{name: shop, services: [app]}]\n";
+    let two =
+        "namespaces: [{name: shop, services: [app]}, {name: lab, services: [app], tls: {source: secret}}]\n";
+    let trust = "trust: {namespaces: [openim]}\n";
+    let set = "     kubectl -n openim set env deployment --all IMENV_WEBHOOKS_URL=https://";
+    for (values, has, has_not) in [
+        (format!("{one}{trust}"), &*format!("{set}app.shop.svc\n"), "Choose one"),
+        (
+            on_top(trust),
+            "# kubectl -n openim set env deployment --all IMENV_WEBHOOKS_URL=https://SERVICE.shop.svc",
+            set,
+        ),
+        (one.replace("[app]", "[app, web]") + trust, "# Choose one:\n     # kubectl", set),
+        (one.to_owned(), "First add the namespace to trust.namespaces", "create configmap callback-guard-ca"),
+        (
+            one.replace("[app]", "[app], tls: {source: secret}"),
+            "create configmap callback-guard-ca --from-file=ca.crt",
+            "trust.namespaces",
+        ),
+        (
+            format!("{two}{trust}"),
+            "For the certificates in lab OpenIM needs yours too",
+            "create configmap callback",
+        ),
+        (format!("{one}sidecar: {{policy-source: volume}}\n"), "within two minutes", "within a second"),
+        (one.to_owned(), "in force within a second", "in the values of this release"),
+        (
+            one.replace("[app]", "[app], policy: {version: 1}"),
+            "The policy of shop is in the values of this release",
+            "SERVICE",
+        ),
+        (
+            format!("{one}namespaceOverride: other\nfullnameOverride: guard\n"),
+            "kubectl -n other logs deployment/guard-controller",
+            "kubectl -n callback-guard ",
+        ),
+        (
+            format!("{one}sidecar: {{policy-configmap: mine, tls-secret: own}}\n"),
+            "delete --ignore-not-found configmap/mine configmap/callback-guard-ca secret/own\n",
+            "callback-guard-policy",
+        ),
+        (
+            format!("{one}trust: {{namespaces: [shop]}}\n"),
+            "kubectl label namespace shop callback-guard.io/trust=enabled",
+            "delete --ignore-not-found configmap/callback-guard-ca\n",
+        ),
+    ] {
+        let found = notes(&values);
+        assert!(found.contains(has), "{values}\n{has}\n{found}");
+        assert!(!found.contains(has_not), "{values}\n{has_not}\n{found}");
     }
 }
 
@@ -312,18 +484,16 @@ fn a_parent_chart_may_give_it_another_name() {
     assert!(said.contains("additional properties 'colour' not allowed"), "{said}");
 }
 
-/// The manifests for an installation without Helm: namespaces, and what the chart renders for the example.
+/// The manifests for an installation without Helm: our own namespace, and what the chart renders for the example.
 fn install_manifest() -> String {
     let arguments = ["--no-hooks", "--set", "namespaces[0].name=callback-guard-example"];
-    let namespaces: String = [RELEASE, "callback-guard-example"]
-        .map(|name| format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n"))
-        .concat();
+    let namespace = format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {RELEASE}\n");
     let rendered = template(&arguments);
     format!(
         "# callback-guard {} without Helm, for the namespace callback-guard-example: kubectl apply -f install.yaml\n\
          # Rendered from charts/callback-guard. For other namespaces and settings:\n\
          #   helm template {RELEASE} charts/callback-guard --namespace {RELEASE} --no-hooks --values VALUES.yaml\n\
-         {namespaces}{rendered}",
+         {namespace}{rendered}",
         env!("CARGO_PKG_VERSION")
     )
 }

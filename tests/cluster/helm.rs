@@ -289,6 +289,7 @@ fn a_chart_refuses_the_contradictions_that_the_flag_set_refuses() {
         &["admin-port=18443"],
         &["admin-port=18443", "listen-port=18444"],
         &["admin-port=9443", "listen-port=9443"],
+        &["admin-port=09443", "listen-port=9443"],
         &["upstream-port=18443"],
         &["upstream-port=19090", "admin-port=19091"],
         &["upstream-port=9443", "listen-port=9443"],

@@ -54,14 +54,21 @@ impl<'c> Operator<'c> {
         self.try_run(command).unwrap_or_else(|said| panic!("{command}\n{said}"))
     }
 
-    /// The commands below a heading of the notes.
+    /// The commands below a heading of the notes, without the comments.
     pub(crate) fn notes(&self, heading: &str) -> Vec<String> {
         let notes = self.run(&format!("helm get notes {RELEASE} -n {RELEASE}"));
         let lines = notes.lines().skip_while(|line| !line.starts_with(heading));
         let section = lines.skip(1).take_while(|line| line.is_empty() || line.starts_with(' '));
-        let commands =
-            section.filter_map(|line| line.strip_prefix("     ")).filter(|line| !line.starts_with('#'));
-        let commands: Vec<_> = commands.map(str::to_owned).collect();
+        let mut commands = Vec::new();
+        let mut is_choice = false;
+        for line in section.filter_map(|line| line.strip_prefix("     ")) {
+            let comment = line.strip_prefix("# ");
+            // Of several commands the first one is chosen.
+            commands.extend(
+                comment.filter(|_| is_choice).or(Some(line).filter(|_| comment.is_none())).map(str::to_owned),
+            );
+            is_choice = comment == Some("Choose one:");
+        }
         assert!(!commands.is_empty(), "{heading}\n{notes}");
         commands
     }

@@ -79,14 +79,18 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $ports := list (int64 (get $all "listen-port")) (int64 (get $all "admin-port")) -}}
+{{- /* int64 takes a text with a zero in front as octal. */ -}}
+{{- $ports := list (int64 (float64 (get $all "listen-port"))) (int64 (float64 (get $all "admin-port"))) -}}
 {{- if eq (first $ports) (last $ports) -}}
 {{- $at := hasKey $settings "admin-port" | ternary (list "admin-port" "listen-port") (list "listen-port" "admin-port") -}}
 {{- include "callback-guard.problem" (list $read (printf "sidecar.%s" (first $at)) (printf "Invalid value: %q: %s is the same" (get $settings (first $at)) (last $at))) -}}
 {{- end -}}
 {{- with get $settings "upstream-port" -}}
-{{- if has (int64 .) $ports }}{{ include "callback-guard.problem" (list $read "sidecar.upstream-port" (printf "Invalid value: %q: must not be a port of the sidecar itself" .)) }}{{ end -}}
+{{- if has (int64 (float64 .)) $ports }}{{ include "callback-guard.problem" (list $read "sidecar.upstream-port" (printf "Invalid value: %q: must not be a port of the sidecar itself" .)) }}{{ end -}}
 {{- end -}}
+{{- end -}}
+{{- if eq (get $settings "policy-configmap") "callback-guard-ca" -}}
+{{- include "callback-guard.problem" (list $read "sidecar.policy-configmap" "Invalid value: \"callback-guard-ca\": is the ConfigMap with the CA") -}}
 {{- end -}}
 {{- $image := default dict .Values.image -}}
 {{- if not (kindIs "map" $image) -}}

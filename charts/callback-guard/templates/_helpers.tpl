@@ -1,30 +1,27 @@
-{{- /* The name of the Deployment and of what belongs to it, at most 52 characters so that suffixes fit. */ -}}
+{{- /* The name of the Deployment and of what belongs to it, at most 52 characters so that suffixes fit. A release may have a dot. */ -}}
 {{- define "callback-guard.fullname" -}}
 {{- $name := default "callback-guard" .Values.nameOverride -}}
-{{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
-{{- else if contains $name .Release.Name -}}
-{{ .Release.Name | trunc 52 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
-{{- end -}}
+{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
+{{ default $full .Values.fullnameOverride | replace "." "-" | trunc 52 | trimSuffix "-" }}
 {{- end -}}
 
+{{- /* What selects the pods of the controller. */ -}}
 {{- define "callback-guard.selectorLabels" -}}
 app.kubernetes.io/name: {{ default "callback-guard" .Values.nameOverride | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: controller
 {{- end -}}
 
-{{- /* Labels of all objects. */ -}}
+{{- /* The labels of an object: those of its own (`own`), of the chart, of commonLabels, and further ones (`more`); the first that sets a
+label wins. */ -}}
 {{- define "callback-guard.labels" -}}
-{{- $labels := dict
-  "app.kubernetes.io/name" (default "callback-guard" .Values.nameOverride)
-  "app.kubernetes.io/instance" .Release.Name
-  "app.kubernetes.io/version" .Chart.AppVersion
-  "app.kubernetes.io/managed-by" .Release.Service
-  "helm.sh/chart" (printf "callback-guard-%s" .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
-{{- toYaml (mergeOverwrite (deepCopy .Values.commonLabels) $labels) -}}
+{{- $chart := dict
+  "app.kubernetes.io/name" (default "callback-guard" .root.Values.nameOverride)
+  "app.kubernetes.io/instance" .root.Release.Name
+  "app.kubernetes.io/version" .root.Chart.AppVersion
+  "app.kubernetes.io/managed-by" .root.Release.Service
+  "helm.sh/chart" (printf "callback-guard-%s" .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
+{{- toYaml (merge (dict) $chart (default dict .own) (default dict .root.Values.commonLabels) (default dict .more)) -}}
 {{- end -}}
 
 {{- /* Whether lookup sees the cluster: it does not in `helm template` and in a client-side dry run. */ -}}
@@ -38,17 +35,38 @@ app.kubernetes.io/component: controller
 {{- $read := dict "problems" $values.problems -}}
 {{- $sees := include "callback-guard.sees-cluster" . -}}
 {{- $version := .Capabilities.KubeVersion.Version -}}
+{{- $injection := default dict .Values.injection -}}
+{{- $mode := default "auto" $injection.mode -}}
 {{- $served := or (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy") (semverCompare ">=1.36-0" $version) -}}
-{{- if eq .Values.injection.mode "webhook" -}}
+{{- if eq $mode "webhook" -}}
 {{- include "callback-guard.problem" (list $read "injection.mode" "webhook is not in this version: remove it on Kubernetes 1.36 or later; on an older cluster inject the sidecar with `callback-guard inject -f`, without this chart") -}}
 {{- else if not $served -}}
-{{- include "callback-guard.problem" (list $read "injection.mode" (printf "%s needs admission policies, which Kubernetes serves since 1.36, and this cluster is %s: upgrade it, or inject the sidecar with `callback-guard inject -f`, without this chart" .Values.injection.mode $version)) -}}
+{{- include "callback-guard.problem" (list $read "injection.mode" (printf "%s needs admission policies, which Kubernetes serves since 1.36, and this cluster is %s: upgrade it, or inject the sidecar with `callback-guard inject -f`, without this chart" $mode $version)) -}}
 {{- end -}}
-{{- if not (kindIs "invalid" .Values.injection.timeoutSeconds) -}}
+{{- if not (kindIs "invalid" $injection.timeoutSeconds) -}}
 {{- include "callback-guard.problem" (list $read "injection.timeoutSeconds" "is only for mode webhook, which is not in this version: remove it") -}}
 {{- end -}}
-{{- if and .Values.networkPolicy.from (not .Values.networkPolicy.enabled) -}}
+{{- $network := default dict .Values.networkPolicy -}}
+{{- if and $network.from (not $network.enabled) -}}
 {{- include "callback-guard.problem" (list $read "networkPolicy.from" "has no effect: set networkPolicy.enabled to true, or remove it") -}}
+{{- end -}}
+{{- $ours := dict "--own-namespace" "namespaceOverride" "--namespaces" "namespaces" "--trust-namespaces" "trust.namespaces"
+  "--external-tls" "namespaces[].tls.source" "--services" "namespaces[].services"
+  "--policy-configmap" "sidecar.policy-configmap" "--tls-secret" "sidecar.tls-secret" "--set" "sidecar" -}}
+{{- range $index, $argument := (default dict .Values.controller).extraArgs -}}
+{{- with get $ours (splitList "=" $argument | first) -}}
+{{- include "callback-guard.problem" (list $read (printf "controller.extraArgs[%d]" $index) (printf "%q is set from %s: remove it" $argument .)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $path, $labels := dict "commonLabels" .Values.commonLabels "injection.labels" $injection.labels "controller.podLabels" (default dict .Values.controller).podLabels -}}
+{{- range $label, $_ := $labels -}}
+{{- if hasPrefix "callback-guard.io/" $label -}}
+{{- include "callback-guard.problem" (list $read $path (printf "%q is a label of callback-guard itself: remove it" $label)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.namespaces $values.trustNamespaces (eq (len $values.namespaces) (len $values.externalTls)) -}}
+{{- include "callback-guard.problem" (list $read "trust.namespaces" "the controller publishes its own CA there, and no namespace has a certificate of it: remove it, and create the ConfigMap callback-guard-ca with the key ca.crt in the namespace of OpenIM") -}}
 {{- end -}}
 {{- range $index, $entry := .Values.namespaces -}}
 {{- if kindIs "map" $entry -}}
@@ -86,7 +104,7 @@ app.kubernetes.io/component: controller
 runAsNonRoot: true
 {{- $user := dig "run-as-user" "65532" .settings }}
 {{- if ne $user "none" }}
-runAsUser: {{ $user }}
+runAsUser: {{ float64 $user | int64 }}
 {{- end }}
 seccompProfile:
   type: RuntimeDefault
@@ -99,10 +117,10 @@ capabilities:
 readOnlyRootFilesystem: true
 {{- end -}}
 
-{{- /* An object with the labels of all objects, and with more labels and annotations. */ -}}
+{{- /* An object with its labels, and with more labels and annotations. */ -}}
 {{- define "callback-guard.object" -}}
 {{- $metadata := .object.metadata -}}
-{{- $_ := set $metadata "labels" (merge (dict) (include "callback-guard.labels" .root | fromYaml) (default dict $metadata.labels) (default dict .labels)) -}}
+{{- $_ := set $metadata "labels" (include "callback-guard.labels" (dict "root" .root "own" $metadata.labels "more" .labels) | fromYaml) -}}
 {{- with .annotations }}{{ $_ := set $metadata "annotations" (merge (dict) (default dict $metadata.annotations) .) }}{{ end -}}
 ---
 {{ toYaml .object }}

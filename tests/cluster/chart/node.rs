@@ -105,7 +105,7 @@ fn from_helm_install_to_a_guarded_app_and_out_again() {
             .then_some(())
     });
     println!("helm install to the first guarded callback: {:?}", begun.elapsed());
-    operator.follow("See that it works");
+    operator.follow("Verify");
 
     an_edit_is_in_force_and_a_broken_one_is_not(&operator, &openim, &url);
     an_override_by_one_patch_is_over_by_itself(&operator, &openim, &url);
@@ -187,9 +187,14 @@ fn an_edit_is_in_force_and_a_broken_one_is_not(operator: &Operator<'_>, openim: 
 }
 
 fn an_override_by_one_patch_is_over_by_itself(operator: &Operator<'_>, openim: &OpenIm<'_>, url: &str) {
-    let command = operator.notes("On a bad night").remove(0);
-    operator.run(&command);
+    let commands = operator.notes("In an incident");
+    let (command, end) = (&commands[0], &commands[1]);
+    operator.run(command);
     eventually("the override", || (openim.ask(url, REFUSED) == "allowed").then_some(()));
+    operator.run(end);
+    eventually("the early end of the override", || {
+        openim.ask(url, "hello").starts_with("denied 5300").then_some(())
+    });
     // The same with seconds in place of an hour.
     assert!(command.contains("+1 hour"), "{command}");
     operator.run(&command.replace("+1 hour", "+8 seconds"));
@@ -264,6 +269,7 @@ fn an_upgrade_and_a_rollback_lose_nothing(operator: &Operator<'_>, openim: &Open
     println!("during upgrade and rollback: {counts:?}");
     assert_by_app(&counts, 100);
     assert!(operator.policy(STARTER).contains("# by hand"), "{}", operator.policy(STARTER));
+    a_policy_moves_into_the_values_and_stays_when_it_leaves_them(operator);
     // Helm writes logs of a test to standard error.
     let test = operator.run(&format!("helm test {RELEASE} -n {RELEASE} 2>&1"));
     assert_eq!(test.matches("Phase:          Succeeded").count(), 4, "{test}");
@@ -273,6 +279,18 @@ fn an_upgrade_and_a_rollback_lose_nothing(operator: &Operator<'_>, openim: &Open
             "{namespace}\n{test}"
         );
     }
+}
+
+/// The policy that the controller created, which somebody has edited.
+fn a_policy_moves_into_the_values_and_stays_when_it_leaves_them(operator: &Operator<'_>) {
+    let path = "namespaces[1].policy.defaults.timeout=1500ms";
+    let said = operator.upgrade(&format!("--set {path}")).expect_err("it is not Helm's");
+    assert!(said.contains("callback-guard-policy") && said.contains("ownership"), "{said}");
+    let adopt = format!("--set {path} --take-ownership --force-conflicts");
+    operator.upgrade(&adopt).unwrap_or_else(|said| panic!("upgrade: {said}"));
+    assert_eq!(operator.policy(STARTER), "defaults:\n  timeout: 1500ms\n");
+    operator.upgrade("").unwrap_or_else(|said| panic!("upgrade: {said}"));
+    assert_eq!(operator.policy(STARTER), "defaults:\n  timeout: 1500ms\n", "it is the user's again");
 }
 
 fn restart(operator: &Operator<'_>) {
@@ -307,6 +325,7 @@ fn the_removal_of_the_notes_loses_nothing(
     left.retain(|object| !object.starts_with("EndpointSlice") && !object.starts_with("Endpoints"));
     let expected = [
         "ConfigMap bank callback-guard-ca",
+        "ConfigMap bank callback-guard-policy",
         "ConfigMap callback-guard-example callback-guard-ca",
         "ConfigMap callback-guard-example callback-guard-policy",
         "ConfigMap lab callback-guard-ca",
@@ -382,26 +401,31 @@ fn the_commands_of_the_documentation_do_the_same(operator: &Operator<'_>) {
     guarded(0);
     assert_eq!(operator.of_ours(), Vec::<String>::new());
 
-    operator.run(&format!("kubectl delete namespace {EXAMPLE} {RELEASE} --wait"));
-    assert_eq!(without_helm.len(), 1);
-    for (_, block) in &without_helm {
-        operator.run(block);
-        // The API server takes a second or two for new policies.
-        operator.run(&format!("kubectl -n {RELEASE} rollout status deployment --timeout=120s"));
-    }
+    let [(_, install), (_, remove)] = &without_helm[..] else { panic!("{without_helm:?}") };
+    operator.run(install);
+    operator.run(&format!("kubectl -n {RELEASE} rollout status deployment --timeout=120s"));
     operator.run(&format!("kubectl label namespace {EXAMPLE} callback-guard.io/inject=enabled"));
+    // The API server takes a second or two for new policies.
     eventually("the policy", || {
         let dry = format!("kubectl -n {EXAMPLE} run probe --image=x --port=8080 --dry-run=server -o json");
         let pod = operator.try_run(&dry).ok()?;
         has_sidecar(&serde_json::from_str(&pod).expect("JSON")).then_some(())
     });
-    operator.run("kubectl apply -f manifests/example");
-    operator.run(&format!("kubectl -n {EXAMPLE} rollout status deployment --timeout=120s"));
+    restart(operator);
     guarded(2);
     // Applied again, nothing changes.
-    let again = operator.run(&without_helm[0].1);
+    let again = operator.run(install);
     // kubectl replaces the selector of a PodDisruptionBudget, and calls that a change.
     let is_same =
         |line: &str| line.ends_with(" unchanged") || line.starts_with("poddisruptionbudget.policy/");
     assert!(again.lines().all(is_same), "{again}");
+    operator.run(&format!("kubectl label namespace {EXAMPLE} callback-guard.io/inject-"));
+    restart(operator);
+    operator.run(remove);
+    assert!(
+        !operator.of_ours().iter().any(|object| object.contains("AdmissionPolicy")),
+        "{:?}",
+        operator.of_ours()
+    );
+    guarded(0);
 }
