@@ -33,16 +33,7 @@ const VALUES: &str =
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
-    if !bench::measuring() {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("chart: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::run("chart", || measure().map(|()| true))
 }
 
 /// What a script of `tests` prints.

@@ -69,16 +69,7 @@ const WAITING: &str = "bench-waiting";
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
-    if !bench::measuring() {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("controller: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::run("controller", || measure().map(|()| true))
 }
 
 fn measure() -> Result<(), Failure> {

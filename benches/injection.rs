@@ -65,16 +65,7 @@ const INJECT: &str = "callback-guard.io/inject";
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
-    if !bench::measuring() {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("injection: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::run("injection", || measure().map(|()| true))
 }
 
 fn measure() -> Result<(), Failure> {

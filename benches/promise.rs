@@ -127,17 +127,7 @@ const BREAKER: [Case; 1] =
     [case("breaker-open", ["breaker", "status", "breaker-open"], 1000, Some(5202), 10_000)];
 
 fn main() -> ExitCode {
-    if !support::measuring() {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("promise: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    support::run("promise", measure)
 }
 
 fn measure() -> Result<bool, Failure> {

@@ -46,17 +46,7 @@ const H2_STREAMS: &str = "16";
 const APT: &str = "apt-get install -y nginx-light wrk nghttp2-client";
 
 fn main() -> ExitCode {
-    if !support::measuring() {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("speed: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    support::run("speed", measure)
 }
 
 fn measure() -> Result<bool, Failure> {

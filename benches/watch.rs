@@ -36,16 +36,7 @@ const MANY: f64 = 10_000.0;
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
-    if !support::measuring() {
-        return ExitCode::SUCCESS;
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("watch: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    support::run("watch", || measure().map(|()| true))
 }
 
 /// A guard, and the versions that it says are in force, with the second since 1970.

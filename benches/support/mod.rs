@@ -38,8 +38,26 @@ pub(crate) fn allow_answer(length: usize) -> String {
     format!("{head}{}{tail}", "x".repeat(length - head.len() - tail.len()))
 }
 
+/// Runs a bench: what it measures is a failure if it says `false`, or why it could not be measured.
+pub(crate) fn run(
+    name: &str,
+    measure: impl FnOnce() -> Result<bool, Box<dyn std::error::Error>>,
+) -> process::ExitCode {
+    if !measuring() {
+        return process::ExitCode::SUCCESS;
+    }
+    match measure() {
+        Ok(true) => process::ExitCode::SUCCESS,
+        Ok(false) => process::ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            process::ExitCode::FAILURE
+        }
+    }
+}
+
 /// Whether this is a run under `cargo bench`; `cargo test --benches` only wants to know that it builds.
-pub(crate) fn measuring() -> bool {
+fn measuring() -> bool {
     let measuring = env::args().any(|argument| argument == "--bench");
     if !measuring {
         println!("Nothing is measured: that is for `cargo bench`");

@@ -28,6 +28,7 @@ mod controller;
 mod demo_app;
 mod inject;
 mod lexer;
+mod log;
 mod problems;
 mod proxy;
 mod scope;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::inject::SettingsArgs;
-use super::problems::{Problems, one_of, socket};
-use super::proxy::{LEVELS, LOG_FORMATS};
+use super::log::LogArgs;
+use super::problems::{Problems, socket};
 use super::scope::{Namespaces, ScopeArgs};
 use crate::authority::Lifetimes;
 use crate::controller::Served;
@@ -94,24 +94,8 @@ pub(super) struct ControllerArgs {
         hide_default_value = true
     )]
     admin_listen: String,
-    /// off, error, warn, info or debug
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_LOG_LEVEL",
-        hide_env_values = true,
-        value_name = "LEVEL",
-        default_value = "info"
-    )]
-    log_level: String,
-    /// json, or text for people
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_LOG_FORMAT",
-        hide_env_values = true,
-        value_name = "FORMAT",
-        default_value = "json"
-    )]
-    log_format: String,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 /// A `controller` without mistakes.
@@ -158,8 +142,7 @@ impl ControllerArgs {
         installation.own_namespace = own_namespace.clone();
         installation.namespaces = Some(served.clone());
         let admin_listen = problems.read_optional("--admin-listen", &self.admin_listen, socket);
-        let log_level = problems.read("--log-level", &self.log_level, |text| one_of(text, &LEVELS));
-        let log_format = problems.read("--log-format", &self.log_format, |text| one_of(text, &LOG_FORMATS));
+        let (log_level, log_format) = self.log.read(problems);
         let namespaces = served.into_iter().map(|name| Served {
             services: services
                 .iter()

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use super::problems::{Problems, one_of, socket};
-use super::proxy::{LEVELS, LOG_FORMATS};
+use super::log::LogArgs;
+use super::problems::{Problems, socket};
 use crate::log::Format;
 
 /// Default port: the one that `proxy` forwards to.
@@ -74,24 +74,8 @@ pub(super) struct DemoAppArgs {
         default_value = "5s"
     )]
     shutdown_delay: String,
-    /// off, error, warn, info or debug
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_LOG_LEVEL",
-        hide_env_values = true,
-        value_name = "LEVEL",
-        default_value = "info"
-    )]
-    log_level: String,
-    /// json, or text for people
-    #[arg(
-        long,
-        env = "CALLBACK_GUARD_LOG_FORMAT",
-        hide_env_values = true,
-        value_name = "FORMAT",
-        default_value = "json"
-    )]
-    log_format: String,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 /// A `demo-app` without mistakes.
@@ -123,8 +107,7 @@ impl DemoAppArgs {
         let max_request_size = problems.size("--max-request-size", &self.max_request_size, 1024, 1 << 30);
         let idle_timeout = problems.time("--idle-timeout", &self.idle_timeout, SECOND, 24 * HOUR);
         let shutdown_delay = problems.time("--shutdown-delay", &self.shutdown_delay, Duration::ZERO, HOUR);
-        let log_level = problems.read("--log-level", &self.log_level, |text| one_of(text, &LEVELS));
-        let log_format = problems.read("--log-format", &self.log_format, |text| one_of(text, &LOG_FORMATS));
+        let (log_level, log_format) = self.log.read(problems);
         Some(DemoApp {
             listen: listen?,
             delay: delay?,
