@@ -16,6 +16,8 @@
 //! Read in Go 1.26's sources; nothing here knows OpenIM.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 pub use decode::decode;
 pub use tokens::Tokens;
@@ -26,7 +28,7 @@ mod tokens;
 /// Deepest nesting Go accepts (`maxNestingDepth` in its `scanner.go`).
 pub const DEPTH_LIMIT: usize = 10_000;
 
-/// Most values [`decode`] keeps of one document, at 16 bytes each. An answer beyond it is refused, so that a
+/// Most values [`decode`] keeps of one document, at 16 bytes each; an entry of a map counts as two. An answer beyond it is refused, so that a
 /// few MiB of `{},` cannot become hundreds of MiB of tree.
 pub const VALUES_LIMIT: usize = 1 << 20;
 
@@ -212,6 +214,8 @@ pub enum Token {
 /// The text of a string token, quotes included in `raw`: escapes resolved, a lone surrogate and each byte of
 /// invalid UTF-8 read as U+FFFD. Only for a token that [`Tokens`] yielded.
 pub fn unquote(raw: &[u8]) -> Cow<'_, str> {
+    #[cfg(test)]
+    tests::count_unquoted();
     let inner = &raw[1..raw.len() - 1];
     if !inner.contains(&b'\\') {
         return lossy(inner);
@@ -302,8 +306,8 @@ pub enum Value {
     Str(Span),
     /// A slice that is not nil.
     List(Box<List>),
-    /// A map that is not nil: keys in the order of their first appearance.
-    Map(Box<Vec<(Span, Value)>>),
+    /// A map that is not nil.
+    Map(Box<Map>),
     /// A struct with at least one field set, in the order of its table; or empty: all zero, yet not nil.
     Struct(Box<Vec<Value>>),
 }
@@ -320,6 +324,34 @@ impl List {
     /// The elements that the slice holds.
     pub fn elements(&self) -> &[Value] {
         &self.kept[..self.len]
+    }
+}
+
+/// A map of Go, as it was written: a key may be there more than once, and the last value of it counts. Keys are compared by
+/// whoever reads the map, not while it is decoded: the guard itself never looks into one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Map {
+    written: Vec<(Span, Value)>,
+}
+
+impl Map {
+    /// The keys in the order of their first appearance, each with its last value. `bytes` is the document.
+    pub fn entries<'m>(&'m self, bytes: &'m [u8]) -> Vec<(Cow<'m, str>, &'m Value)> {
+        let mut entries: Vec<(Cow<'m, str>, &'m Value)> = Vec::new();
+        let mut places = HashMap::new();
+        for (key, value) in &self.written {
+            match places.entry(unquote(key.of(bytes))) {
+                Entry::Occupied(place) => {
+                    let place: usize = *place.get();
+                    entries[place].1 = value;
+                }
+                Entry::Vacant(place) => {
+                    entries.push((place.key().clone(), value));
+                    place.insert(entries.len() - 1);
+                }
+            }
+        }
+        entries
     }
 }
 

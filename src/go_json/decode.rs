@@ -6,12 +6,15 @@ use base64::Engine as _;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 
 use super::{
-    Decoded, Field, Kind, List, Span, SyntaxError, Token, Tokens, Type, TypeError, VALUES_LIMIT, Value,
+    Decoded, Field, Kind, List, Map, Span, SyntaxError, Token, Tokens, Type, TypeError, VALUES_LIMIT, Value,
     folds_to, integer, unquote,
 };
 
 /// Most type errors that are kept with their place; the rest are counted.
 const KEPT_ERRORS: usize = 16;
+
+/// What an entry of a map costs among [`VALUES_LIMIT`]: 24 bytes, its key included. A repeated key costs as much as a new one.
+const ENTRY_VALUES: usize = 2;
 
 /// A container under construction.
 enum Frame {
@@ -28,7 +31,7 @@ enum Frame {
     },
     Map {
         element: &'static Type,
-        entries: Vec<(Span, Value)>,
+        map: Map,
         key: Span,
     },
 }
@@ -166,23 +169,16 @@ impl Decoder<'_> {
                 *next += 1;
                 grown
             }
-            Some(Frame::Map { entries, key, .. }) => {
-                let text = unquote(key.of(self.bytes));
-                let known = entries.iter_mut().find(|(other, _)| unquote(other.of(self.bytes)) == text);
-                match known {
-                    Some((_, old)) => {
-                        *old = value;
-                        0
-                    }
-                    None => {
-                        entries.push((*key, value));
-                        // A map of n keys costs n looks a key: it may hold 1,024 (OpenIM's has a dozen options).
-                        VALUES_LIMIT / 1024
-                    }
-                }
+            Some(Frame::Map { map, key, .. }) => {
+                map.written.push((*key, value));
+                ENTRY_VALUES
             }
         };
-        self.values += grown;
+        self.count(grown)
+    }
+
+    fn count(&mut self, values: usize) -> Result<(), SyntaxError> {
+        self.values += values;
         if self.values > VALUES_LIMIT { Err(SyntaxError::TooMany) } else { Ok(()) }
     }
 
@@ -205,8 +201,8 @@ impl Decoder<'_> {
                 return Ok(());
             }
             (Token::BeginObject, Kind::Map(element)) => {
-                let entries = if let Value::Map(entries) = old { *entries } else { Vec::new() };
-                self.frames.push(Frame::Map { element, entries, key: span });
+                let map = if let Value::Map(map) = old { *map } else { Map::default() };
+                self.frames.push(Frame::Map { element, map, key: span });
                 return Ok(());
             }
             (Token::BeginArray, Kind::List(element)) => {
@@ -215,7 +211,7 @@ impl Decoder<'_> {
                 return Ok(());
             }
             (Token::BeginArray, Kind::Bytes) => {
-                let list = self.bytes_as_list(old);
+                let list = self.bytes_as_list(old)?;
                 self.frames.push(Frame::List { element: &BYTE, list, next: 0 });
                 return Ok(());
             }
@@ -256,7 +252,7 @@ impl Decoder<'_> {
     fn end(&mut self, span: Span) -> Result<(), SyntaxError> {
         let value = match self.frames.pop().expect("a container that ends has a frame") {
             Frame::Struct { values, .. } => Value::Struct(Box::new(values)),
-            Frame::Map { entries, .. } => Value::Map(Box::new(entries)),
+            Frame::Map { map, .. } => Value::Map(Box::new(map)),
             // An empty array is a fresh slice: nothing is left behind its end.
             Frame::List { next: 0, .. } => Value::List(Box::default()),
             Frame::List { list, next, .. } => Value::List(Box::new(List { len: next, ..list })),
@@ -270,18 +266,19 @@ impl Decoder<'_> {
         self.put(value)
     }
 
-    fn bytes_as_list(&self, old: Value) -> List {
-        match old {
+    fn bytes_as_list(&mut self, old: Value) -> Result<List, SyntaxError> {
+        Ok(match old {
             Value::List(list) => *list,
             Value::Str(span) => {
                 let bytes = base64_of(span.of(self.bytes)).unwrap_or_default();
+                self.count(bytes.len())?;
                 let kept: Vec<_> = bytes.iter().map(|byte| Value::Int(i64::from(*byte))).collect();
                 List { len: kept.len(), kept }
             }
             Value::Zero | Value::Int(_) | Value::Bool(_) | Value::Map(_) | Value::Struct(_) => {
                 List::default()
             }
-        }
+        })
     }
 }
 

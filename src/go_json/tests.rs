@@ -1,3 +1,5 @@
+use std::cell::Cell;
+
 use super::tokens::plain_run;
 use super::*;
 
@@ -36,10 +38,9 @@ fn show(bytes: &[u8], value: &Value) -> String {
         Value::Bool(flag) => flag.to_string(),
         Value::Str(span) => format!("{:?}", unquote(span.of(bytes))),
         Value::List(list) => format!("[{}]", join(list.elements())),
-        Value::Map(entries) => {
-            let entry =
-                |(key, value): &(Span, Value)| format!("{:?}:{}", unquote(key.of(bytes)), show(bytes, value));
-            format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(","))
+        Value::Map(map) => {
+            let entry = |(key, value): &(Cow<'_, str>, &Value)| format!("{key:?}:{}", show(bytes, value));
+            format!("{{{}}}", map.entries(bytes).iter().map(entry).collect::<Vec<_>>().join(","))
         }
         Value::Struct(fields) => format!("({})", join(fields)),
     }
@@ -251,6 +252,61 @@ fn a_flood_of_values_is_refused_before_it_fills_the_memory() {
     let flood = |count: usize| format!("{{\"list\":[{}null]}}", "null,".repeat(count - 1));
     assert!(!read(flood(1000)).starts_with("syntax"));
     assert!(read(flood(VALUES_LIMIT + 1)).starts_with("syntax: more values"));
+}
+
+thread_local! {
+    /// How many strings this thread has unquoted: what reading compares, it unquotes first.
+    static UNQUOTED: Cell<usize> = const { Cell::new(0) };
+}
+
+pub(super) fn count_unquoted() {
+    UNQUOTED.set(UNQUOTED.get() + 1);
+}
+
+/// How many strings are unquoted by this.
+fn unquoted<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = UNQUOTED.get();
+    let done = work();
+    (UNQUOTED.get() - before, done)
+}
+
+#[test]
+fn a_map_costs_what_it_is_long_whatever_its_keys_are() {
+    let distinct = |count: usize| (0..count).map(|n| format!("\"\\u0061{n}\":true")).collect::<Vec<_>>();
+    // The last key again and again, behind many others; and each key again in a second object.
+    let repeated =
+        |count: usize| [distinct(count), vec![format!("\"a{}\":false", count - 1); 3 * count]].concat();
+    let objects =
+        |count: usize| [distinct(count).join(","), distinct(count).join("},\"options\":{")].join(",");
+    for count in [1_000, 4_000] {
+        for (text, written) in [
+            (distinct(count).join(","), count),
+            (repeated(count).join(","), 4 * count),
+            (objects(count), 2 * count),
+        ] {
+            let text = format!("{{\"options\":{{{text}}}}}");
+            let (unquoted_to_decode, decoded) = unquoted(|| decode(text.as_bytes(), FIELDS).expect("valid"));
+            assert_eq!(unquoted_to_decode, 0, "keys are not looked at");
+            let Value::Map(map) = decoded.root.field(6) else { panic!("{:?}", decoded.root) };
+            let (unquoted_to_read, entries) = unquoted(|| map.entries(text.as_bytes()));
+            assert_eq!((unquoted_to_read, entries.len()), (written, count), "each key once");
+        }
+    }
+    assert_eq!(
+        read(format!("{{\"options\":{{{}}}}}", repeated(2).join(","))),
+        r#"options={"a0":true,"a1":false}"#
+    );
+}
+
+#[test]
+fn repeated_keys_and_bytes_that_become_a_list_count_as_values() {
+    let same_key =
+        |count: usize| format!("{{\"options\":{{{}\"a\":true}}}}", "\"a\":true,".repeat(count - 1));
+    assert_eq!(read(same_key(VALUES_LIMIT / 2 - 5)), r#"options={"a":true}"#);
+    assert!(read(same_key(VALUES_LIMIT / 2 + 1)).starts_with("syntax: more values"));
+    let bytes = |groups: usize| format!("{{\"data\":\"{}\",\"data\":[]}}", "AAAA".repeat(groups));
+    assert_eq!(read(bytes(VALUES_LIMIT / 3 - 5)), "data=[]");
+    assert!(read(bytes(VALUES_LIMIT / 3 + 1)).starts_with("syntax: more values"));
 }
 
 #[test]

@@ -241,11 +241,12 @@ fn same(bytes: &[u8], value: &Value, ty: Type, go: &Json) -> bool {
             // A field that Go leaves out when it is empty.
             None => go.is_null() && list.elements().is_empty(),
         },
-        (Value::Map(entries), Kind::Map(element)) => {
+        (Value::Map(map), Kind::Map(element)) => {
             let printed = go.as_object().cloned().unwrap_or_default();
+            let entries = map.entries(bytes);
             printed.len() == entries.len()
                 && entries.iter().all(|(key, value)| {
-                    same(bytes, value, *element, printed.get(&*unquote(key.of(bytes))).unwrap_or(&Json::Null))
+                    same(bytes, value, *element, printed.get(&**key).unwrap_or(&Json::Null))
                 })
         }
         (Value::Struct(_), Kind::Struct(fields)) => {
