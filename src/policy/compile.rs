@@ -58,6 +58,10 @@ const DEFAULT_RULE: &str = "default";
 /// Some tens of milliseconds of looking for covered rules.
 const COVER_STEPS: usize = 1_000_000;
 
+/// What the patterns of a policy may add to each callback without a warning. OpenIM waits for seconds; this is for the other
+/// callbacks, which one thread answers too.
+const PATTERNS_TIME: Duration = Duration::from_micros(300);
+
 /// The one document of a text; `None` where it holds nothing.
 pub(super) fn single(text: &str) -> Result<Option<Rc<Node>>, Problems> {
     let (mut roots, problem) = spec::documents(text, spec::DOCUMENT);
@@ -118,6 +122,9 @@ fn policy(root: &Field<'_>, hash: String, findings: &mut Findings) -> Option<Pol
     duplicate_names(&fields, findings);
     let mut rules = rules.into_iter().collect::<Option<Vec<_>>>()?;
     covered(&fields, &rules, findings);
+    if let Some(field) = table.get("rules") {
+        slow_patterns(field, &fields, &rules, findings);
+    }
     rules.push(defaults.rule(Arc::from(DEFAULT_RULE), Match::default()));
     Some(Policy { hash, mode, validation, caller_timeout: defaults.caller_timeout, rules })
 }
@@ -442,5 +449,23 @@ fn covered(fields: &[Field<'_>], rules: &[Rule], findings: &mut Findings) {
             let message = format!("Never matches: {:?} fits every callback it is for", earlier.name);
             findings.warning(&field.path, field.node.at, message);
         }
+    }
+}
+
+/// Warns of patterns that take long, with the rule that has most of it. A callback that no rule fits is held against all.
+fn slow_patterns(field: &Field<'_>, fields: &[Field<'_>], rules: &[Rule], findings: &mut Findings) {
+    let times = || rules.iter().map(|rule| rule.matches.worst_time());
+    let total: Duration = times().sum();
+    let Some((most, time)) = times().enumerate().max_by_key(|(_, time)| *time) else { return };
+    if total > PATTERNS_TIME {
+        let shown = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+        let message = format!(
+            "Slow: the patterns may add {} to each callback (an estimate, for IDs of 1 KiB), {} of it {}; more than 0.3 ms delays \
+             others: write IDs in full or as prefix-*, which cost next to nothing, or use fewer patterns with text between two *",
+            shown(total),
+            shown(time),
+            fields[most].path,
+        );
+        findings.warning(&field.path, field.node.at, message);
     }
 }

@@ -1,8 +1,10 @@
 //! Which callbacks a rule is for. Made once when a policy is compiled, so that asking allocates nothing.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
-use super::glob::Glob;
+use super::glob::{Glob, Pairs};
 use crate::callback::command::{self, Command, Phase};
 use crate::callback::subject::Subject;
 
@@ -53,7 +55,7 @@ impl Commands {
     }
 
     fn fit(&self, name: &str) -> bool {
-        self.globs.iter().any(|glob| glob.matches(name))
+        any_matches(&self.globs, name)
     }
 
     fn has(&self, command: &'static Command) -> bool {
@@ -122,9 +124,7 @@ impl Match {
             wanted.as_ref().is_none_or(|wanted| found.iter().flatten().any(|found| wanted.contain(*found)))
         };
         let text = |wanted: &Option<Vec<Glob>>, found: Option<&str>| {
-            wanted
-                .as_ref()
-                .is_none_or(|wanted| found.is_some_and(|found| wanted.iter().any(|glob| glob.matches(found))))
+            wanted.as_ref().is_none_or(|wanted| found.is_some_and(|found| any_matches(wanted, found)))
         };
         if !self.commands.as_ref().is_none_or(|commands| commands.contain(subject)) {
             Some("commands")
@@ -145,6 +145,13 @@ impl Match {
         } else {
             None
         }
+    }
+
+    /// How long it may take at the most to hold its patterns against a callback.
+    pub(super) fn worst_time(&self) -> Duration {
+        let commands = self.commands.as_ref().map(|commands| &commands.globs);
+        let lists = [commands, self.send_ids.as_ref(), self.recv_ids.as_ref(), self.group_ids.as_ref()];
+        lists.into_iter().flatten().flatten().map(Glob::worst_time).sum()
     }
 
     /// Whether it fits every callback that `other` fits. May be `false` where that is not plain to see, or
@@ -208,6 +215,11 @@ impl Match {
         add("groupIDs", globs(&self.group_ids));
         Value::Object(json)
     }
+}
+
+fn any_matches(globs: &[Glob], text: &str) -> bool {
+    let pairs = Pairs::of(text);
+    globs.iter().any(|glob| glob.matches_with(text, pairs))
 }
 
 fn globs_cover(wide: &[Glob], narrow: &[Glob], steps: &mut Steps) -> bool {

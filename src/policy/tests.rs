@@ -589,6 +589,45 @@ fn unknown_commands_are_refused_only_where_they_look_like_a_slip() {
 }
 
 #[test]
+fn patterns_that_take_long_are_a_warning_with_an_estimate() {
+    let patterns =
+        |make: &dyn Fn(usize) -> String, count: usize| (0..count).map(make).collect::<Vec<_>>().join(",");
+    let rule = |list: &str| format!("{{match: {{sendIDs: [{list}]}}}}");
+    let contains = |count| rule(&patterns(&|n| format!("'*z{n}*'"), count));
+    assert_eq!(
+        warnings(&format!("rules: [{}, {}]", contains(50), contains(1000).replace("z", "y"))),
+        [
+            "rules: Slow: the patterns may add 1.6 ms to each callback (an estimate, for IDs of 1 KiB), 1.5 ms of it rules[1]; \
+             more than 0.3 ms delays others: write IDs in full or as prefix-*, which cost next to nothing, or use fewer patterns \
+             with text between two *"
+        ]
+    );
+    // Of each rule little, of all too much.
+    let thirty = vec![contains(30); 30].join(",");
+    let found = warnings(&format!("rules: [{thirty}]"));
+    assert_eq!(found.iter().filter(|warning| warning.contains("Slow")).count(), 1, "{found:?}");
+    for cheap in [
+        contains(100),
+        rule(&patterns(&|n| format!("'u{n}'"), 1000)),
+        rule(&patterns(&|n| format!("'u{n}-*'"), 1000)),
+        rule(&patterns(&|n| format!("'*-{n}'"), 1000)),
+    ] {
+        assert_eq!(warnings(&format!("rules: [{cheap}]")), [""; 0]);
+    }
+}
+
+#[test]
+fn an_id_above_1_kib_is_matched_by_no_pattern_with_a_star() {
+    let policy = policy("rules: [{name: starred, match: {sendIDs: ['*', 'a*']}, answer: Deny}]");
+    for (bytes, rule) in
+        [(1024, "Deny 5100 by rule starred"), (1025, "ask by default"), (1 << 20, "ask by default")]
+    {
+        let subject = Subject { send_id: Some("a".repeat(bytes).into()), ..subject(BEFORE) };
+        assert_eq!(decided(&policy.decide(&subject, None, now())), rule, "{bytes}");
+    }
+}
+
+#[test]
 fn a_rule_that_never_matches_is_a_warning() {
     let text = "
 rules:

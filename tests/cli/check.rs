@@ -44,6 +44,20 @@ fn invalid_fixtures_have_exactly_the_problems_beside_them() {
     }
 }
 
+#[test]
+fn a_policy_with_slow_patterns_is_fine_with_a_warning() {
+    let folder = Folder::new();
+    let patterns = |count| (0..count).map(|n| format!("'*u{n}*'")).collect::<Vec<_>>().join(",");
+    for (count, warnings) in [(500, "1 warning"), (50, "0 warnings")] {
+        let policy = format!("rules:\n  - match: {{sendIDs: [{}]}}\n    answer: Deny\n", patterns(count));
+        fs::write(folder.path().join("FILE"), policy).expect("a file");
+        let ran = folder.run("check FILE").code(0).out_has(&format!("0 problems, {warnings}\n"));
+        if count == 500 {
+            ran.err_has("FILE:2:3: warning: rules: Slow: the patterns may add 0.8 ms to each callback");
+        }
+    }
+}
+
 const MANIFESTS: &str = "\
 apiVersion: v1
 kind: ConfigMap

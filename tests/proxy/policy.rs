@@ -36,6 +36,8 @@ rules:
         (single().with("contentType", 110).with("sendID", "boss"), "both"),
         (single().with("contentType", 110), "default"),
         (single().with("sendID", "boss"), "default"),
+        (single().with("sendID", format!("bot-{}", "x".repeat(1020))), "sender"),
+        (single().with("sendID", format!("bot-{}", "x".repeat(1021))), "default"),
         (single().with("contentType", 103), "content"),
         (single().with("contentType", "103"), "default"),
         (single().with("contentType", 1030), "default"),
