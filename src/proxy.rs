@@ -380,7 +380,10 @@ impl Proxy {
             }
         }
         let (found, limit) = (wire::head_size(head), self.shared.config.max_header_size);
-        (found > limit).then_some(Rejection::HeaderTooLarge { found, limit })
+        if found > limit {
+            return Some(Rejection::HeaderTooLarge { found, limit });
+        }
+        wire::head_fault(head)
     }
 
     fn rejected(

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame};
 use tokio::io::AsyncWrite;
 
+use crate::callback::rejection::Rejection;
 use crate::callback::target::UpstreamForm;
 use crate::callback::{Callback, OPERATION_ID};
 use crate::held::{Held, Holding, SMALL_BODY_BYTES, tie};
@@ -124,6 +125,18 @@ pub fn stays_behind(name: &HeaderName) -> bool {
     is_hop_by_hop(name)
         || matches!(*name, header::CONTENT_LENGTH | header::LOCATION | header::DATE)
         || name.as_str().starts_with("callback-guard-")
+}
+
+/// Most options that `Connection` may name, on either side: each header is compared with each of them. Go's client sends one
+/// at most, browsers two. (A set of thousands would cost as much to build as it saves.)
+pub const CONNECTION_OPTIONS_LIMIT: usize = 32;
+
+/// What is wrong with a head, beside its size, so that it must not travel on.
+pub fn head_fault(head: &request::Parts) -> Option<Rejection> {
+    let commas = |value: &HeaderValue| value.as_bytes().iter().filter(|byte| **byte == b',').count();
+    let found: usize = head.headers.get_all(header::CONNECTION).iter().map(|value| commas(value) + 1).sum();
+    let limit = CONNECTION_OPTIONS_LIMIT;
+    (found > limit).then_some(Rejection::ConnectionOptions { found, limit })
 }
 
 /// Whether `Connection` names a header as belonging to the connection.

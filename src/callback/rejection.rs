@@ -81,6 +81,14 @@ pub enum Rejection {
         /// The limit.
         limit: usize,
     },
+    /// `Connection` names more headers than anybody needs.
+    #[error("the Connection headers name {found} options: at most {limit} are taken")]
+    ConnectionOptions {
+        /// How many.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The body took too long, in milliseconds.
     #[error("the body was not there after {after_ms} ms, the longest timeout of the policy")]
     SlowBody {
@@ -148,6 +156,7 @@ impl Rejection {
             | Rejection::NotAnObject { .. }
             | Rejection::NotUtf8 { .. }
             | Rejection::BodyCut
+            | Rejection::ConnectionOptions { .. }
             | Rejection::OperationIdMissing
             | Rejection::OperationIdEmpty
             | Rejection::OperationIdMismatch { .. }
@@ -170,6 +179,7 @@ impl Rejection {
             | Rejection::NotUtf8 { .. }
             | Rejection::BodyCut => RejectionCause::Body,
             Rejection::TooLarge { .. } | Rejection::HeaderTooLarge { .. } => RejectionCause::TooLarge,
+            Rejection::ConnectionOptions { .. } => RejectionCause::Head,
             Rejection::SlowBody { .. } => RejectionCause::SlowBody,
             Rejection::OperationIdMissing
             | Rejection::OperationIdEmpty
@@ -188,6 +198,7 @@ impl Rejection {
             | RejectionCause::FieldType
             | RejectionCause::UnknownCommand => *self != Rejection::BodyCut,
             RejectionCause::Method
+            | RejectionCause::Head
             | RejectionCause::TooLarge
             | RejectionCause::SlowBody
             | RejectionCause::Unauthorized => false,
@@ -206,6 +217,8 @@ pub enum RejectionCause {
     Body,
     /// Body or head over its limit.
     TooLarge,
+    /// A head that is not as HTTP wants it.
+    Head,
     /// The body took too long.
     SlowBody,
     /// Missing, empty, or two different ones.
@@ -220,11 +233,12 @@ pub enum RejectionCause {
 
 impl RejectionCause {
     /// All of them, in the order of the documentation.
-    pub const ALL: [RejectionCause; 9] = [
+    pub const ALL: [RejectionCause; 10] = [
         RejectionCause::Method,
         RejectionCause::Command,
         RejectionCause::Body,
         RejectionCause::TooLarge,
+        RejectionCause::Head,
         RejectionCause::SlowBody,
         RejectionCause::OperationId,
         RejectionCause::FieldType,
@@ -239,6 +253,7 @@ impl RejectionCause {
             RejectionCause::Command => "command",
             RejectionCause::Body => "body",
             RejectionCause::TooLarge => "too-large",
+            RejectionCause::Head => "head",
             RejectionCause::SlowBody => "slow-body",
             RejectionCause::OperationId => "operation-id",
             RejectionCause::FieldType => "field-type",

@@ -55,6 +55,9 @@ pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> 
         let tokens = named(fields, "connection").flat_map(|value| value.split(|byte| *byte == b','));
         tokens.map(<[u8]>::trim_ascii)
     };
+    if tokens().count() > wire::CONNECTION_OPTIONS_LIMIT {
+        return Err(not_http("more options in Connection than are taken"));
+    }
     let says = |token: &str| tokens().any(|found| found.eq_ignore_ascii_case(token.as_bytes()));
     let names_headers = tokens()
         .any(|token| !token.eq_ignore_ascii_case(b"close") && !token.eq_ignore_ascii_case(b"keep-alive"));

@@ -113,6 +113,15 @@ fn a_connection_is_kept_as_version_and_header_say() {
 }
 
 #[test]
+fn a_head_with_very_many_connection_options_is_no_http() {
+    let head = |count: usize| format!("Content-Length: 0\r\nConnection: {}", vec!["x"; count].join(","));
+    heads(&[
+        (&head(wire::CONNECTION_OPTIONS_LIMIT), "200 Length(0) kept +0"),
+        (&head(wire::CONNECTION_OPTIONS_LIMIT + 1), "not HTTP: more options in Connection than are taken"),
+    ]);
+}
+
+#[test]
 fn a_head_is_whole_or_wanting_or_no_http() {
     let whole = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
     for end in 0..whole.len() {

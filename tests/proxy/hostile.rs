@@ -70,6 +70,30 @@ async fn connection_takes_away_nothing_that_makes_a_callback() {
 }
 
 #[tokio::test]
+async fn connection_names_few_options_or_the_request_is_rejected() {
+    let app = App::allowing();
+    let guard = Guard::with("").upstream(&app).start();
+    let options = |count: usize| vec!["x-own"; count].join(",");
+    let rows = [
+        (vec![options(32)], UPSTREAM),
+        (vec![options(33)], "deny rejection head"),
+        (vec![options(16), options(16)], UPSTREAM),
+        (vec![options(16), options(17)], "deny rejection head"),
+        (vec![",".repeat(15_000)], "deny rejection head"),
+    ];
+    for (values, told) in rows {
+        let call =
+            values.iter().fold(Call::new(COMMAND), |call, value| call.more_header("Connection", value));
+        let before = app.asked().len();
+        let answer = Caller::h1(&guard).await.send(&call.more_header("X-Own", "1")).await;
+        assert_eq!(answer.told(), told, "{} bytes", values.concat().len());
+        assert_eq!(app.asked().len() - before, usize::from(told == UPSTREAM));
+        assert_eq!(answer.status, if told == UPSTREAM { 200 } else { 400 });
+    }
+    assert!(app.asked().iter().all(|asked| asked.values("X-Own").is_empty()), "it goes no further");
+}
+
+#[tokio::test]
 async fn a_caller_who_does_not_wait_for_the_answer_is_counted_and_told() {
     let app = App::start(|_| vec![Act::Silence]);
     let guard = Guard::with("defaults: {callerTimeout: 15s, timeout: 14s}").upstream(&app).start();
