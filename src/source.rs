@@ -63,9 +63,7 @@ impl Publisher {
 
     /// Puts a policy in force; the override stays.
     pub fn policy(&self, policy: Policy, warnings: &Warnings, source: SourceKind, revision: String) {
-        for warning in warnings.iter() {
-            warn!(problem = %warning, "The policy has a weak spot");
-        }
+        warn_of(warnings, "The policy has a weak spot");
         self.in_force.send_modify(|before| {
             let over = before.over.clone();
             *before = Arc::new(InForce::new(policy, over, source, revision, Some(before.as_ref())));
@@ -85,9 +83,7 @@ impl Publisher {
 
     /// Puts an override beside the policy, or takes it away.
     pub fn over(&self, over: Option<Override>, warnings: &Warnings) {
-        for warning in warnings.iter() {
-            warn!(problem = %warning, "The override has a weak spot");
-        }
+        warn_of(warnings, "The override has a weak spot");
         match &over {
             Some(over) => {
                 warn!(over.until = over.until_text(), over.reason = over.reason(), "An override is set");
@@ -209,9 +205,26 @@ impl Publisher {
     }
 }
 
+/// Most problems or warnings of one text that are logged and shown: a text of 1 MiB has 20,000 of them, more than a log line
+/// holds.
+const SHOWN_PROBLEMS: usize = 20;
+
 /// Problems as one text, a line each: for a log field, a page and a person alike.
 pub fn lines(problems: &policy::Problems) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<_> = problems.iter().take(SHOWN_PROBLEMS).map(ToString::to_string).collect();
+    if let Some(more) = problems.len().checked_sub(SHOWN_PROBLEMS).filter(|more| *more > 0) {
+        lines.push(format!("and {more} more: callback-guard check prints all"));
+    }
+    lines.join("\n")
+}
+
+fn warn_of(warnings: &Warnings, what: &str) {
+    for warning in warnings.iter().take(SHOWN_PROBLEMS) {
+        warn!(problem = %warning, "{what}");
+    }
+    if let Some(more) = warnings.len().checked_sub(SHOWN_PROBLEMS).filter(|more| *more > 0) {
+        warn!(more, "{what}: callback-guard check prints all");
+    }
 }
 
 /// A text to a policy, through the one door; the problems as text.
