@@ -23,6 +23,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::callback::SHOWN_OPERATION_ID;
 use crate::reply::{Origin, Why};
 use crate::verdict::{Findings, Verdict};
+pub use repeated::Repeated;
+pub use text::{is_unsafe, shown};
+use text::{quoted, safe};
+
+mod repeated;
+mod text;
 
 /// Bytes of lines that may wait: some 3,000 of them.
 const QUEUE_BYTES: usize = 1 << 20;
@@ -126,6 +132,7 @@ impl Queue {
 
     /// Waits until everything is written, or half a second has passed: a reader that is gone does not hold up the end.
     pub fn flush(&self) {
+        repeated::write_all_waiting();
         let until = Instant::now() + FLUSH;
         let mut state = lock(&self.shared.state);
         while state.writing || !state.waiting.is_empty() {
@@ -145,31 +152,33 @@ pub fn install(queue: &Queue, level: LevelFilter, format: Format) {
     let theirs = level.min(LevelFilter::WARN);
     // kube writes whole answers of the API server into its warnings; what is wrong there is told by `source`.
     let filter = Targets::new().with_default(theirs).with_target("kube_client", LevelFilter::OFF);
+    // h2 warns of each odd frame, and a caller sends millions of them; what ends a connection is counted and logged here.
+    let filter = filter.with_target("h2", LevelFilter::OFF);
     let filter = filter.with_target("callback_guard", level);
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(Lines(queue.clone())).with_target(false);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Lines(queue.clone(), format)).with_target(false);
     let _ = match format {
         Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
         Format::Text => registry.with(layer.with_ansi(false).compact()).try_init(),
     };
 }
 
-struct Lines(Queue);
+struct Lines(Queue, Format);
 
 /// One line under construction; pushed whole when it is done.
-struct Line(Queue, Vec<u8>);
+struct Line(Queue, Format, Vec<u8>);
 
 impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line(self.0.clone(), Vec::new())
+        Line(self.0.clone(), self.1, Vec::new())
     }
 }
 
 impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.1.extend_from_slice(bytes);
+        self.2.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -180,7 +189,7 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.0.push(&self.1);
+        self.0.push(&safe(&self.2, self.1));
     }
 }
 
@@ -220,21 +229,20 @@ impl Decision<'_> {
         }
     }
 
+    /// Adds how many such callbacks a line stands for.
+    pub fn add_count(line: &mut String, format: Format, count: u64) {
+        line.truncate(line.trim_end_matches(['}', '\n']).len());
+        let _ = match format {
+            Format::Json => writeln!(line, ",\"count\":{count}}}"),
+            Format::Text => writeln!(line, " count={count}"),
+        };
+    }
+
     /// The line, its newline included, appended to `line`; `stamp` is a [`timestamp`].
     pub fn write(&self, line: &mut String, format: Format, stamp: &str) {
         match format {
             Format::Json => self.json(line, stamp),
             Format::Text => self.text(line, stamp),
-        }
-    }
-
-    fn shown_id(&self) -> &str {
-        if self.operation_id.len() <= SHOWN_OPERATION_ID {
-            return self.operation_id;
-        }
-        match self.operation_id.char_indices().nth(SHOWN_OPERATION_ID) {
-            Some((end, _)) => &self.operation_id[..end],
-            None => self.operation_id,
         }
     }
 
@@ -244,9 +252,9 @@ impl Decision<'_> {
         line.push_str("\",\"level\":\"");
         line.push_str(if self.is_warning() { "WARN" } else { "INFO" });
         line.push_str("\",\"message\":\"Callback answered\",\"operationID\":");
-        quoted(line, self.shown_id());
+        quoted(line, beginning(self.operation_id));
         line.push_str(",\"command\":");
-        quoted(line, self.command);
+        quoted(line, beginning(self.command));
         line.push_str(",\"rule\":");
         quoted(line, self.rule);
         verdict(line, ",\"verdict\":\"", self.verdict, ",\"errCode\":");
@@ -289,8 +297,8 @@ impl Decision<'_> {
         let millis = format!("{}.{:01}ms", micros / 1000, micros % 1000 / 100);
         let why = if self.why == Why::Nothing { String::new() } else { format!("/{}", self.why.label()) };
         let origin = format!("{}{why}", self.origin.label());
-        let _ = write!(line, " {millis:>10}  {origin:<24} {:<40}", shown(self.command));
-        let _ = write!(line, " operationID={}", shown(self.shown_id()));
+        let _ = write!(line, " {millis:>10}  {origin:<24} {:<40}", shown(beginning(self.command)));
+        let _ = write!(line, " operationID={}", shown(beginning(self.operation_id)));
         if !self.rule.is_empty() && self.rule != "default" {
             let _ = write!(line, " rule={:?}", self.rule);
         }
@@ -309,6 +317,14 @@ impl Decision<'_> {
     }
 }
 
+/// The beginning of an operation ID or a command: both are as long as a caller likes.
+fn beginning(text: &str) -> &str {
+    if text.len() <= SHOWN_OPERATION_ID {
+        return text;
+    }
+    text.char_indices().nth(SHOWN_OPERATION_ID).map_or(text, |(end, _)| &text[..end])
+}
+
 fn verdict(line: &mut String, key: &str, verdict: Verdict, code_key: &str) {
     line.push_str(key);
     match verdict {
@@ -317,31 +333,6 @@ fn verdict(line: &mut String, key: &str, verdict: Verdict, code_key: &str) {
             let _ = write!(line, "deny\"{code_key}{code}");
         }
     }
-}
-
-/// A text from outside for a terminal: no control characters.
-fn shown(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
-}
-
-/// A JSON string.
-fn quoted(line: &mut String, text: &str) {
-    line.push('"');
-    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
-        line.push_str(text);
-    } else {
-        for letter in text.chars() {
-            match letter {
-                '"' => line.push_str("\\\""),
-                '\\' => line.push_str("\\\\"),
-                control if u32::from(control) < 0x20 => {
-                    let _ = write!(line, "\\u{:04x}", u32::from(control));
-                }
-                other => line.push(other),
-            }
-        }
-    }
-    line.push('"');
 }
 
 /// Where the milliseconds stand in a [`timestamp`].
@@ -509,10 +500,38 @@ mod tests {
     }
 
     #[test]
+    fn a_count_is_one_more_field() {
+        for (format, expected) in
+            [(Format::Json, ",\"detail\":\"{}\",\"count\":7}\n"), (Format::Text, " detail=\"{}\" count=7\n")]
+        {
+            let mut line = String::new();
+            Decision { detail: Some("{}"), ..decision() }.write(&mut line, format, &at(0));
+            Decision::add_count(&mut line, format, 7);
+            assert!(line.ends_with(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_text_of_a_decision_is_passed_on_with_unsafe_characters() {
+        let sly = "a\u{9b}31m\u{2028}b\u{202e}c\n";
+        for format in [Format::Json, Format::Text] {
+            let mut line = String::new();
+            let (detail, over) = (Some(sly), Some(sly));
+            Decision { operation_id: sly, command: sly, rule: sly, detail, over, ..decision() }.write(
+                &mut line,
+                format,
+                &at(0),
+            );
+            let line = line.strip_suffix('\n').expect("a line");
+            assert!(!line.contains(is_unsafe), "{line:?}");
+        }
+    }
+
+    #[test]
     fn a_long_operation_id_is_cut_and_a_line_for_people_has_no_control_characters() {
         let long = "é".repeat(40_000);
         let mut line = String::new();
-        Decision { operation_id: &long, ..decision() }.write(&mut line, Format::Json, &at(0));
+        Decision { operation_id: &long, command: &long, ..decision() }.write(&mut line, Format::Json, &at(0));
         assert!(line.len() < 1000, "{} bytes", line.len());
         line.clear();
         decision().write(&mut line, Format::Text, &at(0));

@@ -27,7 +27,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::basic_auth::BasicAuth;
 use crate::callback::command::{self, Command, SafeDefault};
-use crate::callback::rejection::Rejection;
+use crate::callback::rejection::{Rejection, RejectionCause};
 use crate::callback::subject::Subject;
 use crate::callback::target::{Target, UpstreamForm};
 use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
@@ -477,16 +477,39 @@ impl Proxy {
         let mut clock = self.clock.borrow_mut();
         let stamp = clock.stamp(now);
         decision.write(&mut line, Format::Json, stamp);
-        self.shared.recent.push(&line);
         let level = if decision.is_warning() { LevelFilter::WARN } else { LevelFilter::INFO };
-        if level > self.shared.config.log_level {
+        let logged = level <= self.shared.config.log_level;
+        let format = self.shared.config.log_format;
+        if reply.why() == Why::Rejection(RejectionCause::Unauthorized) {
+            return self.record_stranger(decision, logged.then_some(format), stamp, &line);
+        }
+        self.shared.recent.push(&line);
+        if !logged {
             return;
         }
-        if self.shared.config.log_format == Format::Text {
+        if format == Format::Text {
             line.clear();
             decision.write(&mut line, Format::Text, stamp);
         }
         self.shared.log.push(line.as_bytes());
+    }
+
+    /// Records what anybody can send: one line a second, so that the decisions about callers stay in the log and among the recent
+    /// ones.
+    fn record_stranger(&self, decision: log::Decision<'_>, logged: Option<Format>, stamp: &str, json: &str) {
+        static STRANGERS: log::Repeated = log::Repeated::new();
+        let mut line = String::new();
+        if let Some(format) = logged {
+            decision.write(&mut line, format, stamp);
+        }
+        let (json, recent, queue) = (json.to_owned(), self.shared.recent.clone(), self.shared.log.clone());
+        STRANGERS.line(move |count| {
+            recent.push(&json);
+            if let Some(format) = logged {
+                log::Decision::add_count(&mut line, format, count);
+                queue.push(line.as_bytes());
+            }
+        });
     }
 
     /// An operation ID for a caller that sent none: unlike any other of this process, and of others.
@@ -513,13 +536,20 @@ struct Waiting<'w> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.proxy.shared.metrics.abandoned();
-        let id: String = self.callback.operation_id().text.chars().take(SHOWN_OPERATION_ID).collect();
-        tracing::warn!(
-            operationID = id,
-            command = self.callback.target().name(),
-            waited_ms = millis(self.started.elapsed()),
-            "The caller hung up before its answer"
-        );
+        static ABANDONED: log::Repeated = log::Repeated::new();
+        let beginning = |text: &str| text.chars().take(SHOWN_OPERATION_ID).collect::<String>();
+        let (id, command) =
+            (beginning(&self.callback.operation_id().text), beginning(self.callback.target().name()));
+        let waited_ms = millis(self.started.elapsed());
+        ABANDONED.line(move |count| {
+            tracing::warn!(
+                operationID = id,
+                command,
+                waited_ms,
+                count,
+                "The caller hung up before its answer"
+            );
+        });
     }
 }
 

@@ -33,6 +33,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use crate::drain::{Stage, Watch};
+use crate::log::Repeated;
 use crate::metrics::{BadHttp, Metrics};
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
 use rarely::{Gate, Rarely};
@@ -292,17 +293,20 @@ impl<H: Handler> Server<H> {
     }
 
     fn failed(&self, failure: HandshakeFailure, peer: SocketAddr) {
+        static FAILED: [Repeated; HandshakeFailure::ALL.len()] =
+            [const { Repeated::new() }; HandshakeFailure::ALL.len()];
         self.metrics.handshake_failed(failure);
-        match failure {
+        FAILED[failure as usize].line(move |count| match failure {
             // Port scanners and probes of load balancers; the metric counts them.
             HandshakeFailure::Closed | HandshakeFailure::Io => {
-                debug!(%peer, "A connection ended before TLS began")
+                debug!(%peer, count, "A connection ended before TLS began")
             }
             HandshakeFailure::PlainHttp => {
-                warn!(%peer, "Plain HTTP came to the TLS port: webhooks.url must begin with https://");
+                warn!(%peer, count, "Plain HTTP came to the TLS port: webhooks.url must begin with https://");
             }
             HandshakeFailure::UnknownCa => warn!(
                 %peer,
+                count,
                 "The caller does not trust this certificate: OpenIM takes its trust from the system's roots or from \
                  SSL_CERT_FILE"
             ),
@@ -312,8 +316,10 @@ impl<H: Handler> Server<H> {
             | HandshakeFailure::ProtocolVersion
             | HandshakeFailure::NoCommonCipher
             | HandshakeFailure::NoCommonAlpn
-            | HandshakeFailure::Garbage => warn!(%peer, reason = failure.label(), "A TLS handshake failed"),
-        }
+            | HandshakeFailure::Garbage => {
+                warn!(%peer, count, reason = failure.label(), "A TLS handshake failed");
+            }
+        });
     }
 
     /// Runs a connection to its end: its own, its age's or the drain's.
@@ -370,17 +376,29 @@ impl<H: Handler> Server<H> {
                 inner.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::TimedOut);
             source = inner.source();
         }
-        if timed_out {
-            self.metrics.bad_http(BadHttp::SlowHead);
-            warn!(limit = ?self.limits.header_timeout, "The head of a request took longer than --header-timeout");
+        let fault = if timed_out {
+            BadHttp::SlowHead
         } else if error.is_parse() || error.is_parse_too_large() {
-            self.metrics.bad_http(BadHttp::Malformed);
-            warn!(%error, "A request is not HTTP as it should be: answered 400 or 431 with an empty body");
+            BadHttp::Malformed
         } else {
             // Callers that hang up, and HTTP/2 connections that break its rules.
-            self.metrics.bad_http(BadHttp::Ended);
-            debug!(%error, "A connection ended with an error");
-        }
+            BadHttp::Ended
+        };
+        self.metrics.bad_http(fault);
+        static BAD_HTTP: [Repeated; BadHttp::ALL.len()] = [const { Repeated::new() }; BadHttp::ALL.len()];
+        let (limit, error) = (self.limits.header_timeout, error.to_string());
+        BAD_HTTP[fault as usize].line(move |count| match fault {
+            BadHttp::SlowHead => {
+                warn!(?limit, count, "The head of a request took longer than --header-timeout");
+            }
+            BadHttp::Malformed => {
+                warn!(
+                    error,
+                    count, "A request is not HTTP as it should be: answered 400 or 431 with an empty body"
+                );
+            }
+            BadHttp::Ended => debug!(error, count, "A connection ended with an error"),
+        });
     }
 
     /// Announces the end: GOAWAY now, or `Connection: close` with the next answer.

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::log::is_unsafe;
+
 const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2em;max-width:80em;color:#222}\
 h1{font-size:1.3em}h2{font-size:1.05em;margin-top:1.6em}table{border-collapse:collapse}\
 td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top;white-space:nowrap}th{font-weight:600;color:#555}\
@@ -27,7 +29,7 @@ pub fn row(out: &mut String, name: &str, value: &str) {
     let _ = write!(out, "<tr><th>{}<td>{}", escaped(name), escaped(value));
 }
 
-/// Text that cannot be markup, also within quotes.
+/// Text that cannot be markup, also within quotes, and cannot reorder what is shown.
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -36,6 +38,8 @@ pub fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
             '"' => out.push_str("&quot;"),
+            '\n' | '\t' => out.push(letter),
+            other if is_unsafe(other) => out.push('\u{fffd}'),
             other => out.push(other),
         }
     }
@@ -49,6 +53,7 @@ mod tests {
     #[test]
     fn what_comes_from_outside_cannot_become_markup() {
         assert_eq!(escaped("<b a=\"1\">&"), "&lt;b a=&quot;1&quot;&gt;&amp;");
+        assert_eq!(escaped("a\u{9b}b\u{202e}c\u{2028}d\ne"), "a\u{fffd}b\u{fffd}c\u{fffd}d\ne");
         let mut out = String::new();
         problem(&mut out, "Refused", "<b>\n<i>");
         row(&mut out, "<u>", "<s>");

@@ -1,6 +1,7 @@
 //! What is logged, what never is, and that nobody waits for a log.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use base64::Engine as _;
 use serde_json::Value;
@@ -286,4 +287,106 @@ async fn without_anybody_to_read_the_log_callbacks_are_answered() {
     guard.wait_for_metric("callback_guard_connections", 0.0).await;
     guard.terminate();
     assert_eq!(guard.wait_exit(), 0);
+}
+
+/// How many events the lines with this message stand for, and how many lines there are.
+fn counted(guard: &Guard, message: &str) -> (u64, usize) {
+    let lines = guard.log_lines();
+    let lines: Vec<Value> = lines
+        .iter()
+        .filter(|line| line.contains(message))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let count = |line: &Value| line["count"].as_u64().unwrap_or_else(|| panic!("no count: {line}"));
+    (lines.iter().map(count).sum(), lines.len())
+}
+
+#[tokio::test]
+async fn what_anybody_can_cause_is_a_line_a_second_with_a_count() {
+    let begun = Instant::now();
+    let app = App::start(|_| vec![Act::Silence]);
+    let guard = Guard::with("defaults: {callerTimeout: 15s, timeout: 14s}").upstream(&app);
+    let guard = guard.file("--basic-auth-file", "users", format!("openim:{PASSWORD}\n"));
+    let guard = guard.flag("--drain-delay", "0s").start();
+    let mut authorized_caller = Caller::h2(&guard).await;
+    for number in 1..=100_u64 {
+        // Not TLS; not HTTP; no password; and a caller that does not wait.
+        let mut garbage = std::net::TcpStream::connect(guard.listen()).expect("the port");
+        std::io::Write::write_all(&mut garbage, &[0x99; 20]).expect("room for 20 bytes");
+        let _ = std::io::copy(&mut garbage, &mut std::io::sink());
+        let mut malformed = Raw::over(raw(&guard).await);
+        malformed.send("garbage\r\n\r\n").await;
+        malformed.rest().await;
+        assert_eq!(Caller::h1(&guard).await.send(&Call::new(COMMAND)).await.status, 401);
+        let call = authorized(Call::new(COMMAND), &format!("openim:{PASSWORD}"));
+        let asked = tokio::spawn(authorized_caller.begin(&call));
+        app.wait_for_asked(number as usize).await;
+        asked.abort();
+        guard.wait_for_metric("callback_guard_abandoned_total", number as f64).await;
+    }
+    let decisions = guard.admin("/decisions").1;
+    authorized_caller.hang_up();
+    guard.terminate();
+    assert_eq!(guard.wait_exit(), 0);
+    let lines_at_most = begun.elapsed().as_secs() as usize + 2;
+    for message in [
+        "A TLS handshake failed",
+        "A request is not HTTP as it should be",
+        "The caller hung up before its answer",
+        "Callback answered",
+    ] {
+        let (count, lines) = counted(&guard, message);
+        assert_eq!(count, 100, "{message}");
+        assert!(lines <= lines_at_most, "{message}: {lines} lines, at most {lines_at_most}");
+    }
+    assert!(decisions.matches("unauthorized").count() <= lines_at_most, "{decisions}");
+}
+
+#[tokio::test]
+async fn a_refused_policy_has_its_first_problems_in_the_log_and_a_count() {
+    let guard = Guard::with("mode: Enforce").start();
+    guard.write("policy.yaml", "version: 1\n".repeat(20_000));
+    let line = guard.wait_for_log(|line| line.contains("The policy is refused"));
+    let line: Value = serde_json::from_str(&line).expect("JSON");
+    let reason: Vec<_> = line["reason"].as_str().expect("a text").lines().collect();
+    assert_eq!((reason.len(), reason[20]), (21, "and 19979 more: callback-guard check prints all"));
+    assert!(reason[0].contains("Duplicate key") && reason[19].contains("Duplicate key"), "{reason:?}");
+    assert_eq!(guard.metric(DROPPED), 0.0);
+    // The twin: few are all shown.
+    guard.write("policy.yaml", "version: 1\n".repeat(21));
+    let twin = |line: &str| line.contains("The policy is refused") && !line.contains("19979");
+    let line: Value = serde_json::from_str(&guard.wait_for_log(twin)).expect("JSON");
+    assert_eq!(line["reason"].as_str().expect("a text").lines().count(), 20);
+}
+
+#[tokio::test]
+async fn no_text_from_outside_controls_a_terminal_or_reorders_a_line() {
+    let app = App::allowing();
+    // CSI of one byte, a line separator, right-to-left override; beside letters that need no escape.
+    let sly = "a\u{9b}31m\u{2028}b\u{202e}c-é";
+    let unsafe_ = |text: &str| text.contains(['\u{9b}', '\u{2028}', '\u{202e}']);
+    for format in ["json", "text"] {
+        let policy = format!("rules: [{{name: \"sly \\u202e\", match: {{sendIDs: [{COMMAND}]}}}}]");
+        let guard = Guard::with(&policy).upstream(&app).flag("--log-format", format).start();
+        let mut caller = Caller::h2(&guard).await;
+        let call = Call::new(COMMAND).header("operationID", sly).with("operationID", sly);
+        caller.send(&call).await;
+        caller.send(&call.clone().with("operationID", "another")).await;
+        caller.send(&Call::new(COMMAND).header("operationID", sly).with("sendID", COMMAND)).await;
+        guard.write("policy.yaml", format!("\"{sly}\": 1\n"));
+        guard.wait_for_log(|line| line.contains("The policy is refused"));
+        let pages = ["/", "/decisions"].map(|page| guard.admin(page).1);
+        for text in guard.log_lines().iter().chain(&pages) {
+            assert!(!unsafe_(text), "{format}: {text:?}");
+        }
+        let about = guard.log_lines().iter().filter(|line| line.contains("c-é")).count();
+        assert!(about >= 3, "the twin: the rest of it is there: {:?}", guard.log_lines());
+        if format == "json" {
+            let decisions = guard.decisions();
+            assert!(
+                decisions.iter().any(|line| line["operationID"] == sly),
+                "it means the same: {decisions:?}"
+            );
+        }
+    }
 }

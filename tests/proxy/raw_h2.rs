@@ -170,3 +170,17 @@ async fn a_body_shorter_or_longer_than_it_says_never_reaches_the_app() {
     assert_eq!((app.asked().len(), app.asked()[0].body.as_ref()), (1, body().as_bytes()));
     assert_eq!(Caller::h2(&guard).await.send(&Call::new(COMMAND)).await.text(), ALLOW);
 }
+
+#[tokio::test]
+async fn frames_that_mean_nothing_are_no_lines_in_the_log() {
+    let app = App::allowing();
+    let guard = Guard::with("").upstream(&app).start();
+    let mut caller = connection(&guard, &[]).await;
+    // Acknowledgments of pings that were never sent; then a callback, so that they have been read.
+    caller.send(frame(PING, 1, 0, &[7; 8]).repeat(1_000)).await;
+    caller.send(frame(HEADERS, END_HEADERS, 1, &callback())).await;
+    caller.send(frame(DATA, END_STREAM, 1, body().as_bytes())).await;
+    guard.decision("1");
+    let about = guard.log_lines().iter().filter(|line| line.contains("PING")).count();
+    assert_eq!(about, 0, "{:?}", guard.log_lines());
+}
