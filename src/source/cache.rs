@@ -3,9 +3,9 @@
 //! One file in a folder of one pod: an `emptyDir` outlives its containers and nothing else. Policy and override stand
 //! in it as they were written, so that whatever version of the program reads them judges them anew.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,12 +81,11 @@ impl Cache {
         });
         let (path, new) = (self.path(), self.folder.join(format!("{FILE}.new")));
         let told = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
-        fs::create_dir_all(&self.folder).map_err(|error| told(&self.folder, error))?;
-        // A rename is atomic for the next reader; the loss of it with the node loses the emptyDir too, so no fsync.
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let written = options.open(&new).and_then(|mut file| file.write_all(text.to_string().as_bytes()));
+        let mut folder = DirBuilder::new();
+        folder.recursive(true).mode(0o700).create(&self.folder).map_err(|error| told(&self.folder, error))?;
+        let written = create_private(&new).and_then(|mut file| file.write_all(text.to_string().as_bytes()));
         written.map_err(|error| told(&new, error))?;
+        // A rename is atomic for the next reader; the loss of it with the node loses the emptyDir too, so no fsync.
         fs::rename(&new, &path).map_err(|error| told(&path, error))
     }
 
@@ -94,6 +93,21 @@ impl Cache {
     pub fn path(&self) -> PathBuf {
         self.folder.join(FILE)
     }
+}
+
+/// A new file that only we may read. What is there under its name is taken away, not followed and not reused: a link may lead
+/// elsewhere, and a file made by another keeps its mode.
+fn create_private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(path)?;
+    // Whatever the umask left of it.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// Hands over what is to be kept. The disk is somebody else's trouble: the last one handed over is what is written.
@@ -171,6 +185,27 @@ mod tests {
         assert!(cache.load(&name()).expect_err("half").contains("last-good.json"));
         fs::write(cache.path(), vec![b' '; (LIMIT_BYTES + 1) as usize]).expect("writable");
         assert!(cache.load(&name()).expect_err("too large").contains("at most 8MiB"));
+    }
+
+    #[test]
+    fn what_is_kept_is_private_and_goes_nowhere_else() {
+        let folder = Folder::new();
+        let cache = Cache::new(&folder.path("made/cache"));
+        let mode = |path: &Path| fs::symlink_metadata(path).expect("there").permissions().mode() & 0o777;
+        cache.store(&name(), &kept("one")).expect("stored");
+        assert_eq!(mode(&cache.path()), 0o600);
+        assert_eq!(mode(&folder.path("made/cache")), 0o700);
+        // A link under the name that is written to, and a file that all may read and write.
+        let (new, elsewhere) = (folder.path("made/cache/last-good.json.new"), folder.path("elsewhere"));
+        fs::write(&elsewhere, "theirs").expect("writable");
+        std::os::unix::fs::symlink(&elsewhere, &new).expect("a link");
+        cache.store(&name(), &kept("two")).expect("stored");
+        assert_eq!(fs::read_to_string(&elsewhere).expect("readable"), "theirs");
+        fs::write(&new, "").expect("writable");
+        fs::set_permissions(&new, Permissions::from_mode(0o666)).expect("ours");
+        cache.store(&name(), &kept("three")).expect("stored");
+        assert_eq!((mode(&cache.path()), cache.load(&name())), (0o600, Ok(kept("three"))));
+        assert!(fs::symlink_metadata(cache.path()).expect("there").is_file());
     }
 
     #[test]
