@@ -3,18 +3,20 @@
 //! `KUBECONFIG` wins where it is set, then the pod's own account, then `~/.kube/config`. What a kubeconfig may say and this
 //! program does not do (a program that yields the token, a password, a certificate nobody checks) is told, not ignored.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Once};
 use std::{env, fs};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderValue, Uri};
 use kube::Config;
-use kube::config::{AuthInfo, KubeConfigOptions, KubeconfigError};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret as _;
+use tracing::warn;
 
 use super::trouble::Place;
 use crate::tls;
@@ -39,20 +41,23 @@ impl Access {
     pub(super) async fn find() -> Result<Access, String> {
         if let Some(path) = env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
             let from = format!("the kubeconfig {}", path.to_string_lossy());
-            let config = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
-            let config = config.map_err(|error| {
+            let (config, proxy) = of_kubeconfig().await.map_err(|error| {
                 format!("{from} (KUBECONFIG) cannot be used: {}; check the file", plain(&error))
             })?;
-            return Access::new(config, &from);
+            return Access::new(config, proxy, &from);
         }
         let in_pod = match Config::incluster() {
             Ok(config) => {
-                return Access::new(config, "the service account of this pod (KUBERNETES_SERVICE_HOST)");
+                return Access::new(
+                    config,
+                    None,
+                    "the service account of this pod (KUBERNETES_SERVICE_HOST)",
+                );
             }
             Err(error) => error,
         };
-        match Config::from_kubeconfig(&KubeConfigOptions::default()).await {
-            Ok(config) => Access::new(config, "the kubeconfig ~/.kube/config"),
+        match of_kubeconfig().await {
+            Ok((config, proxy)) => Access::new(config, proxy, "the kubeconfig ~/.kube/config"),
             Err(error) => Err(format!(
                 "no way to an API server: neither the service account of a pod ({in_pod}) nor a kubeconfig ({}) can be \
                  used; check that the pod has its token mounted at /var/run/secrets/kubernetes.io/serviceaccount, or \
@@ -62,9 +67,15 @@ impl Access {
         }
     }
 
-    fn new(config: Config, from: &str) -> Result<Access, String> {
+    fn new(config: Config, proxy: Option<String>, from: &str) -> Result<Access, String> {
         let auth = config.auth_info;
         let wrong = |what: String| format!("{from} cannot be used: {what}");
+        if proxy.is_some_and(|proxy| !proxy.is_empty()) {
+            // It may hold a password.
+            return Err(wrong(
+                "its cluster has a proxy-url, expected a server that is reached directly".to_owned(),
+            ));
+        }
         let missing_credential = auth.token.is_none() && auth.token_file.is_none();
         let certificate = auth.client_certificate.is_some() || auth.client_certificate_data.is_some();
         if missing_credential && !certificate {
@@ -98,6 +109,9 @@ impl Access {
         } else {
             None
         };
+        if !secure && !missing_credential && !is_loopback(&host) {
+            warn_in_clear(from, &host);
+        }
         let place = Place {
             address: format!("{}://{host}:{port}", if secure { "https" } else { "http" }),
             from: from.to_owned(),
@@ -140,6 +154,34 @@ impl Access {
         value.set_sensitive(true);
         Ok(Some(value))
     }
+}
+
+/// What the kubeconfig says, and the proxy of its cluster: the one of a [`Config`] may as well be the environment's, which is for
+/// other servers.
+async fn of_kubeconfig() -> Result<(Config, Option<String>), KubeconfigError> {
+    let kubeconfig = Kubeconfig::read()?;
+    let context = kubeconfig.contexts.iter().find(|it| Some(&it.name) == kubeconfig.current_context.as_ref());
+    let cluster = context.and_then(|it| it.context.as_ref()).map(|context| &context.cluster);
+    let cluster = kubeconfig.clusters.iter().find(|it| Some(&it.name) == cluster);
+    let proxy = cluster.and_then(|it| it.cluster.as_ref()).and_then(|cluster| cluster.proxy_url.clone());
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok((config, proxy))
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Once: the kubeconfig is read again for each connection.
+fn warn_in_clear(from: &str, host: &str) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
+        warn!(
+            host,
+            "{from} has a server with http://: its token goes over the network in clear, and whoever answers there sets the \
+             policy; use https:// with a certificate-authority"
+        );
+    });
 }
 
 /// The words of an error about a kubeconfig. Those about its YAML quote the lines around, where tokens stand.

@@ -118,6 +118,44 @@ async fn a_kubeconfig_that_cannot_be_used_is_told_by_its_path_and_quotes_nothing
 }
 
 #[tokio::test]
+async fn a_proxy_of_a_kubeconfig_is_refused_and_not_passed_over() {
+    let api =
+        App::start(script(vec![list("10", &[config_map("9", &deny(5002))])], vec![watch([Act::Silence])]));
+    let (folder, user) = (Folder::new(), json!({"token": SECRET}));
+    let proxied = json!({"server": api.url(), "proxy-url": format!("http://me:{SECRET}@proxy.example:3128")});
+    told(
+        &builder(&kubeconfig(&folder, &proxied, &user)).start(),
+        &["has a proxy-url, expected a server that"],
+    );
+    assert!(api.asked().is_empty(), "{:?}", api.asked());
+    // The twin: the proxies of the environment are for other servers.
+    let path = kubeconfig(&folder, &json!({"server": api.url(), "proxy-url": ""}), &user);
+    let guard = builder(&path).env("HTTPS_PROXY", "http://proxy.example:3128").start();
+    in_force(&guard, "9");
+}
+
+#[tokio::test]
+async fn a_token_that_leaves_the_host_in_clear_is_warned_of() {
+    let clear = |line: &str| line.contains("its token goes over the network in clear");
+    // The same server by a name that is not known to be this host's own.
+    for (host, user, warned) in [
+        ("0.0.0.0", json!({"token": SECRET}), 1),
+        ("127.0.0.1", json!({"token": SECRET}), 0),
+        ("0.0.0.0", json!({}), 0),
+    ] {
+        let lists = || list("10", &[config_map("9", &deny(5002))]);
+        let api = App::start(script(vec![lists(), lists()], vec![watch([]), watch([Act::Silence])]));
+        let folder = Folder::new();
+        let server = api.url().replace("127.0.0.1", host);
+        let guard = builder(&kubeconfig(&folder, &json!({"server": server}), &user)).start();
+        in_force(&guard, "9");
+        let lines = guard.log_lines();
+        assert_eq!(lines.iter().filter(|line| clear(line)).count(), warned, "{host} {user}: {lines:?}");
+        assert!(!lines.iter().any(|line| line.contains(SECRET)), "{lines:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_api_server_of_another_authority_is_told_with_the_authority_to_check() {
     // A guard is a TLS server too; what it answers is no matter of TLS.
     let server = Guard::with("").start();
