@@ -394,7 +394,7 @@ impl<H: Handler> Server<H> {
             BadHttp::Malformed => {
                 warn!(
                     error,
-                    count, "A request is not HTTP as it should be: answered 400 or 431 with an empty body"
+                    count, "A request is not HTTP as it should be: its connection is closed, mostly after 400 or 431 with an empty body"
                 );
             }
             BadHttp::Ended => debug!(error, count, "A connection ended with an error"),

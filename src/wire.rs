@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Version, header, request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame};
 use tokio::io::AsyncWrite;
@@ -119,11 +119,12 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
-/// Whether a header of the app's goes no further: it belongs to the app's connection, or says something of its own address
-/// that a client could be led astray with, of its own time, or in our name.
+/// Whether a header of the app's goes no further: it belongs to the app's connection, says something of the app's own address or
+/// time, tells a client how to reach this address, or is in our name.
 pub fn stays_behind(name: &HeaderName) -> bool {
     is_hop_by_hop(name)
         || matches!(*name, header::CONTENT_LENGTH | header::LOCATION | header::DATE)
+        || matches!(*name, header::ALT_SVC | header::STRICT_TRANSPORT_SECURITY)
         || name.as_str().starts_with("callback-guard-")
 }
 
@@ -133,6 +134,13 @@ pub const CONNECTION_OPTIONS_LIMIT: usize = 32;
 
 /// What is wrong with a head, beside its size, so that it must not travel on.
 pub fn head_fault(head: &request::Parts) -> Option<Rejection> {
+    // RFC 9112, section 3.2; over HTTP/2 `:authority` takes its place (RFC 9113, section 8.3.1).
+    let needs_host = head.version == Version::HTTP_11;
+    match head.headers.get_all(header::HOST).iter().count() {
+        0 if needs_host => return Some(Rejection::HostMissing),
+        0 | 1 => {}
+        _ => return Some(Rejection::TwoHosts),
+    }
     let commas = |value: &HeaderValue| value.as_bytes().iter().filter(|byte| **byte == b',').count();
     let found: usize = head.headers.get_all(header::CONNECTION).iter().map(|value| commas(value) + 1).sum();
     let limit = CONNECTION_OPTIONS_LIMIT;
@@ -147,6 +155,27 @@ fn is_named(connection: &HeaderMap, name: &HeaderName) -> bool {
             .split(|byte| *byte == b',')
             .any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
     })
+}
+
+/// Whether a header is written by us, whatever came.
+fn is_ours(name: &HeaderName) -> bool {
+    matches!(*name, header::HOST | header::ACCEPT_ENCODING | header::CONTENT_LENGTH | header::EXPECT)
+        || matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto" | "callback-guard-timeout-ms")
+}
+
+/// Whether a header makes a callback: no caller may take it away by naming it in `Connection`.
+fn is_promised(name: &HeaderName) -> bool {
+    matches!(*name, header::CONTENT_TYPE | header::AUTHORIZATION) || name == OPERATION_ID
+}
+
+/// Whether a header would be another one to an app that reads `_` as `-` (CGI and WSGI do): one that says something else to us, or
+/// is there beside it.
+fn is_in_disguise(name: &HeaderName, headers: &HeaderMap) -> bool {
+    if !name.as_str().contains('_') {
+        return false;
+    }
+    let Ok(real) = HeaderName::try_from(name.as_str().replace('_', "-")) else { return true };
+    is_ours(&real) || is_hop_by_hop(&real) || is_promised(&real) || headers.contains_key(&real)
 }
 
 /// The head of the request to the app, as it goes over the wire. Header names are written as Go writes them.
@@ -165,20 +194,13 @@ pub fn upstream_head(
     head.extend_from_slice(b"POST ");
     head.extend_from_slice(callback.target().rewritten(callback.uri(), form).as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    // One Host, whatever came: apps refuse none and two.
+    // One Host, also of HTTP/1.0 and HTTP/2: apps refuse none.
     let authority = || callback.uri().authority().map_or("callback-guard", |authority| authority.as_str());
     let host = headers.get(header::HOST).map_or_else(|| authority().as_bytes(), HeaderValue::as_bytes);
     field(&mut head, "host", host);
     for (name, value) in headers {
-        let ours =
-            matches!(*name, header::HOST | header::ACCEPT_ENCODING | header::CONTENT_LENGTH | header::EXPECT)
-                || matches!(
-                    name.as_str(),
-                    "x-forwarded-for" | "x-forwarded-proto" | "callback-guard-timeout-ms"
-                );
-        // What makes it a callback is no caller's to take away by naming it in Connection.
-        let promised = matches!(*name, header::CONTENT_TYPE | header::AUTHORIZATION) || name == OPERATION_ID;
-        if ours || is_hop_by_hop(name) || (has_connection && !promised && is_named(headers, name)) {
+        let dropped = is_ours(name) || is_hop_by_hop(name) || is_in_disguise(name, headers);
+        if dropped || (has_connection && !is_promised(name) && is_named(headers, name)) {
             continue;
         }
         if name == OPERATION_ID && callback.operation_id().generated {

@@ -81,6 +81,12 @@ pub enum Rejection {
         /// The limit.
         limit: usize,
     },
+    /// No `Host`.
+    #[error("no Host header: HTTP/1.1 wants one")]
+    HostMissing,
+    /// More than one `Host`.
+    #[error("more than one Host header: HTTP wants one")]
+    TwoHosts,
     /// `Connection` names more headers than anybody needs.
     #[error("the Connection headers name {found} options: at most {limit} are taken")]
     ConnectionOptions {
@@ -156,6 +162,8 @@ impl Rejection {
             | Rejection::NotAnObject { .. }
             | Rejection::NotUtf8 { .. }
             | Rejection::BodyCut
+            | Rejection::HostMissing
+            | Rejection::TwoHosts
             | Rejection::ConnectionOptions { .. }
             | Rejection::OperationIdMissing
             | Rejection::OperationIdEmpty
@@ -179,7 +187,9 @@ impl Rejection {
             | Rejection::NotUtf8 { .. }
             | Rejection::BodyCut => RejectionCause::Body,
             Rejection::TooLarge { .. } | Rejection::HeaderTooLarge { .. } => RejectionCause::TooLarge,
-            Rejection::ConnectionOptions { .. } => RejectionCause::Head,
+            Rejection::HostMissing | Rejection::TwoHosts | Rejection::ConnectionOptions { .. } => {
+                RejectionCause::Head
+            }
             Rejection::SlowBody { .. } => RejectionCause::SlowBody,
             Rejection::OperationIdMissing
             | Rejection::OperationIdEmpty

@@ -58,12 +58,15 @@ impl Target {
         let (path, query) = (uri.path(), uri.query());
         let segment = path.rsplit_once('/').map_or(path, |(_, segment)| segment);
         let mut named: Option<&str> = None;
-        // To an app that decodes keys it names the command, and would to us under another name.
+        // To an app that decodes keys, ignores their case or also splits at a semicolon it names the command, and would to us
+        // under another name.
         let hidden = |part: &str| {
-            let key = part.split('=').next().unwrap_or_default();
-            key.contains('%') && percent_decoded(key) == b"command"
+            part.split(';').enumerate().any(|(at, part)| {
+                let key = part.split('=').next().unwrap_or_default();
+                (at > 0 || key != "command") && percent_decoded(key).eq_ignore_ascii_case(b"command")
+            })
         };
-        if query.is_some_and(|query| query.contains('%') && query.split('&').any(hidden)) {
+        if query.is_some_and(|query| query.split('&').any(hidden)) {
             return Err(Rejection::NoCommand);
         }
         for value in query

@@ -130,7 +130,19 @@ fn only_a_post_is_a_callback() {
 
 #[test]
 fn a_url_without_a_command_is_rejected() {
-    for target in ["/", "/callback/", "/callback?command=", "/callback?contenttype=json&command=", "/a%20b"] {
+    for target in [
+        "/",
+        "/callback/",
+        "/callback?command=",
+        "/callback?contenttype=json&command=",
+        "/a%20b",
+        // Names another command to an app that ignores case, or splits at a semicolon too.
+        "/any?Command=a&command=a",
+        "/a?COMMAND=b",
+        "/any?command=a&x=1;command=b",
+        "/a?x=1;command=b",
+        "/a?x=1;c%6fmmand=b",
+    ] {
         let rejection = Try::new().target(target).rejected();
         assert_eq!(rejection, Rejection::NoCommand, "{target}");
         assert_eq!(status_and_label(&rejection), (400, "command"));

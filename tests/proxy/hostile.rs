@@ -1,5 +1,6 @@
 //! What one caller might do to the app, or to other callers.
 
+use crate::support::app::ALLOW;
 use crate::support::caller::raw;
 use crate::support::{Act, App, Call, Caller, Guard, Raw, within};
 
@@ -67,6 +68,40 @@ async fn connection_takes_away_nothing_that_makes_a_callback() {
         assert_eq!(asked.values(name).len(), 1, "{name}: {}", asked.head);
     }
     assert!(asked.values("X-Own").is_empty(), "the twin: {}", asked.head);
+}
+
+#[tokio::test]
+async fn a_header_in_disguise_does_not_reach_the_app() {
+    let app = App::allowing();
+    let guard = Guard::with("").upstream(&app).start();
+    // To an app that reads an underscore as a hyphen these are headers that the guard checks, writes or drops.
+    let disguised =
+        ["Content_Length", "Transfer_Encoding", "X_Forwarded-For", "Callback_Guard_Timeout_Ms", "X_Real-Own"];
+    for mut caller in [Caller::h1(&guard).await, Caller::h2(&guard).await] {
+        let call = disguised.iter().fold(Call::new(COMMAND), |call, name| call.more_header(name, "1"));
+        let call = call.more_header("X-Real-Own", "2").more_header("X_Signature", "3");
+        assert_eq!(caller.send(&call).await.told(), UPSTREAM);
+        let asked = app.asked().pop().expect("asked");
+        for name in disguised {
+            assert!(asked.values(name).is_empty(), "{name}: {}", asked.head);
+        }
+        // The twins: the real one, and a name of the caller's own, as a signature of OpenIM's may have.
+        assert_eq!((asked.values("X-Real-Own"), asked.values("X_Signature")), (vec!["2"], vec!["3"]));
+    }
+}
+
+#[tokio::test]
+async fn what_an_app_says_of_the_guards_address_stays_behind() {
+    let fields = "Alt-Svc: h3=\":443\"\r\nStrict-Transport-Security: max-age=9\r\nX-Own: 1\r\n";
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{fields}\r\n{ALLOW}", ALLOW.len());
+    let app = App::start(move |_| vec![Act::Send(head.clone().into())]);
+    let guard = Guard::with("").upstream(&app).start();
+    let answer = Caller::h2(&guard).await.send(&Call::new(COMMAND)).await;
+    assert_eq!(answer.told(), UPSTREAM);
+    for name in ["alt-svc", "strict-transport-security"] {
+        assert!(!answer.headers.contains_key(name), "{name}: {:?}", answer.headers);
+    }
+    assert_eq!(answer.headers["x-own"], "1", "the twin");
 }
 
 #[tokio::test]

@@ -252,3 +252,27 @@ async fn a_caller_of_http_1_0_is_answered_and_its_connection_ends() {
     assert_eq!(caller.rest().await, "");
     assert_eq!(app.asked()[0].line(), format!("POST /cb/{COMMAND} HTTP/1.1"));
 }
+
+#[tokio::test]
+async fn a_request_has_one_host_or_is_rejected() {
+    let app = App::allowing();
+    let guard = Guard::with("").upstream(&app).start();
+    let allowed = (200, "allow upstream -");
+    let rejected = (400, "deny rejection head");
+    for (line, hosts, expected) in [
+        ("HTTP/1.1", "Host: a\r\n", allowed),
+        ("HTTP/1.1", "", rejected),
+        ("HTTP/1.1", "Host: a\r\nHost: a\r\n", rejected),
+        ("HTTP/1.1", "Host: a\r\nhost: b\r\n", rejected),
+        ("HTTP/1.0", "", allowed),
+        ("HTTP/1.0", "Host: a\r\nHost: b\r\n", rejected),
+    ] {
+        let before = app.asked().len();
+        let mut caller = Raw::over(raw(&guard).await);
+        let bytes = sized("").replace("HTTP/1.1", line).replace("Host: localhost\r\n", hosts);
+        caller.send(bytes).await;
+        let answer = caller.answer().await.expect("an answer");
+        assert_eq!((answer.status, answer.told().as_str()), expected, "{line} {hosts:?}");
+        assert_eq!(app.asked().len() - before, usize::from(expected == allowed), "{line} {hosts:?}");
+    }
+}
