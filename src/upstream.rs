@@ -14,28 +14,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::io;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use http::StatusCode;
-use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
+use bytes::{Bytes, BytesMut};
 
 use crate::held::{Held, Holding, SMALL_BODY_BYTES};
-use crate::verdict::Invalid;
-use crate::wire;
-use delivery::TcpInfo;
+use connection::{Connection, Request};
 use dial::Dialer;
-use framing::{Chunks, Framing, Head, NoHead, parse_head, unpack};
+use framing::{Framing, NoHead, unpack};
 use outcome::{Answered, Failure};
-use stream::Stream;
 
 pub use dial::Address;
 
+mod connection;
 mod delivery;
 mod dial;
 mod framing;
@@ -46,14 +38,6 @@ mod stream;
 /// then Node's and uvicorn's 5 s; half of the shortest keeps the app's closing and our writing well apart. A new
 /// connection over loopback costs 0.1 ms.
 const KEPT_IDLE: Duration = Duration::from_secs(1);
-
-/// How long a kept connection may be idle and the runtime be believed that it is still open. A busy worker looks at its
-/// sockets far more often; behind a longer pause the kernel is asked, which costs a fiftieth of a callback.
-const BELIEVED: Duration = Duration::from_millis(5);
-
-/// The plainest congestion control there is, which every Linux has and any process may choose. Loopback loses nothing and has no
-/// rate to find out; where the system's choice is BBR its model and its pacing timers are work for nothing.
-const LOOPBACK_CONGESTION: &[u8] = b"reno";
 
 /// How long an app that was there is waited for, from its first refusal. A hook ran 0.9 s after the deletion of its pod
 /// on a real kubelet.
@@ -66,14 +50,8 @@ const GONE_RETRY: Duration = Duration::from_millis(20);
 /// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
 pub const KEPT_CONNECTIONS: usize = 100;
 
-/// Most interim (1xx) answers before the real one.
-const INTERIM_LIMIT: usize = 16;
-
 /// A request up to this size goes out in one write, its body copied behind its head.
 const ONE_WRITE: usize = 16 << 10;
-
-/// How much is read at once.
-const READ_CHUNK: usize = 8 << 10;
 
 /// Largest buffer that an idle connection keeps for its next answer.
 const KEPT_BUFFER: usize = 32 << 10;
@@ -313,12 +291,6 @@ impl Upstream {
     }
 }
 
-/// A request as it goes out.
-struct Request<'b> {
-    head: Vec<u8>,
-    body: &'b [u8],
-}
-
 /// Why an exchange has no answer.
 enum Ended {
     /// It is proved that the app has seen none of it.
@@ -332,200 +304,8 @@ impl From<Failure> for Ended {
     }
 }
 
-/// A connection to the app, and what was read beyond what was asked for.
-#[derive(Debug)]
-struct Connection {
-    stream: Stream,
-    buffer: BytesMut,
-    /// Bytes written since the start, on top of what the kernel counted as acknowledged then (the handshake).
-    written: u64,
-}
-
-impl Connection {
-    async fn open(dialer: &Dialer) -> io::Result<Connection> {
-        let stream = dialer.dial().await?;
-        let mut written = 0;
-        if let Stream::Tcp(tcp) = &stream {
-            // A socket that cannot be told to send at once still works, a little later.
-            let _ = tcp.set_nodelay(true);
-            if tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
-                let _ = socket2::SockRef::from(tcp).set_tcp_congestion(LOOPBACK_CONGESTION);
-            }
-            written = TcpInfo::of(tcp.as_fd()).map_or(0, |info| info.bytes_acked);
-        }
-        Ok(Connection { stream, buffer: BytesMut::new(), written })
-    }
-
-    /// Whether a connection that has been idle for so long is open and has nothing to say. What the runtime knows of the
-    /// socket is as old as its last look; only the kernel itself knows better.
-    fn is_quiet(&self, idle: Duration) -> bool {
-        let mut byte = [MaybeUninit::uninit(); 1];
-        let seen = match &self.stream {
-            // No call where the runtime knows of nothing to read. (What is read here is on a connection that is dropped.)
-            Stream::Tcp(tcp) if idle < BELIEVED => tcp.try_read(&mut [0]),
-            Stream::Unix(unix) if idle < BELIEVED => unix.try_read(&mut [0]),
-            Stream::Tcp(tcp) => socket2::SockRef::from(tcp).peek(&mut byte),
-            Stream::Unix(unix) => socket2::SockRef::from(unix).peek(&mut byte),
-        };
-        matches!(seen, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-
-    fn proves_unread(&self, before: u64) -> bool {
-        match &self.stream {
-            Stream::Tcp(tcp) => TcpInfo::of(tcp.as_fd()).is_ok_and(|info| info.proves_unread(before)),
-            Stream::Unix(_) => false,
-        }
-    }
-
-    /// Writes the request; an app that answers before it has read it all is listened to.
-    async fn send(&mut self, request: &Request<'_>, head_limit: usize) -> io::Result<()> {
-        let mut rest = bytes::Buf::chain(&request.head[..], request.body);
-        while rest.has_remaining() {
-            let mut slices = [IoSlice::new(&[]), IoSlice::new(&[])];
-            let count = rest.chunks_vectored(&mut slices);
-            let (stream, buffer) = (&mut self.stream, &mut self.buffer);
-            let early = buffer.len() < head_limit;
-            let written = std::future::poll_fn(|cx| {
-                if let Poll::Ready(written) = wire::poll_write_slices(&mut *stream, cx, &slices[..count]) {
-                    return Poll::Ready(written.map(Some));
-                }
-                // The app's side is full. If it is talking meanwhile, it has an answer and wants no more.
-                if early && let Poll::Ready(read) = poll_some(stream, buffer, cx) {
-                    return Poll::Ready(read.map(|_| None));
-                }
-                Poll::Pending
-            })
-            .await?;
-            match written {
-                Some(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Some(count) => {
-                    rest.advance(count);
-                    self.written += count as u64;
-                }
-                None => return Err(io::ErrorKind::BrokenPipe.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the head of the answer, past interim ones.
-    async fn head(&mut self, limit: usize) -> Result<Head, NoHead> {
-        let mut interim = 0;
-        loop {
-            let (length, head) = loop {
-                if !self.buffer.is_empty() {
-                    match parse_head(&self.buffer)? {
-                        Some(found) => break found,
-                        None if self.buffer.len() >= limit => {
-                            return Err(NoHead::NotHttp(format!("a head of more than {limit} bytes")));
-                        }
-                        None => {}
-                    }
-                }
-                let begun = interim > 0 || !self.buffer.is_empty();
-                match self.more().await {
-                    Ok(0) if begun => return Err(NoHead::Cut),
-                    Ok(0) => return Err(NoHead::Ended),
-                    Ok(_) => {}
-                    Err(_) if begun => return Err(NoHead::Cut),
-                    Err(error) => return Err(NoHead::Reset(error)),
-                }
-            };
-            self.buffer.advance(length);
-            if head.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Err(NoHead::NotHttp("101, and nobody asked for another protocol".to_owned()));
-            }
-            if !head.status.is_informational() {
-                return Ok(head);
-            }
-            interim += 1;
-            if interim > INTERIM_LIMIT {
-                return Err(NoHead::NotHttp(format!("more than {INTERIM_LIMIT} interim answers")));
-            }
-        }
-    }
-
-    /// Reads the body to its end.
-    async fn body(
-        &mut self,
-        framing: Framing,
-        limit: usize,
-        held: &Held,
-    ) -> Result<(Bytes, Holding), Failure> {
-        const CUT: Failure = Failure::Cut { at: "inside the body of its answer" };
-        let too_large = || Failure::Invalid(Invalid::TooLarge { limit });
-        let mut holding = held.nothing_for_answer();
-        let mut hold = |bytes: usize| holding.grow_to(bytes).map_err(|_| Failure::Overloaded(HELD));
-        let body = match framing {
-            Framing::Length(length) if length > limit => return Err(too_large()),
-            Framing::Length(length) => {
-                hold(length)?;
-                // Room for what is announced is made as it comes: an announcement costs the app nothing.
-                while self.buffer.len() < length {
-                    if !matches!(self.more().await, Ok(1..)) {
-                        return Err(CUT);
-                    }
-                }
-                self.take(length)
-            }
-            Framing::UntilEnd => loop {
-                hold(self.buffer.len())?;
-                if self.buffer.len() > limit {
-                    return Err(too_large());
-                }
-                match self.more().await {
-                    Ok(0) => break self.take(self.buffer.len()),
-                    Ok(_) => {}
-                    Err(_) => return Err(CUT),
-                }
-            },
-            Framing::Chunked => {
-                let mut body = BytesMut::new();
-                let mut chunks = Chunks::Size;
-                loop {
-                    let done = chunks.take(&mut self.buffer, &mut body).map_err(Failure::NotHttp)?;
-                    hold(body.len() + self.buffer.len())?;
-                    if body.len() > limit {
-                        return Err(too_large());
-                    }
-                    if done {
-                        break body.freeze();
-                    }
-                    if !matches!(self.more().await, Ok(1..)) {
-                        return Err(CUT);
-                    }
-                }
-            }
-        };
-        Ok((body, holding))
-    }
-
-    /// A small body is copied, so that the connection keeps its buffer; a large one takes the buffer along.
-    fn take(&mut self, length: usize) -> Bytes {
-        if length > READ_CHUNK {
-            return self.buffer.split_to(length).freeze();
-        }
-        let body = Bytes::copy_from_slice(&self.buffer[..length]);
-        self.buffer.advance(length);
-        body
-    }
-
-    async fn more(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(READ_CHUNK);
-        self.stream.read_buf(&mut self.buffer).await
-    }
-}
-
 fn was_reset(sent: &io::Result<()>) -> bool {
     matches!(sent, Err(error) if error.kind() == io::ErrorKind::ConnectionReset)
-}
-
-fn poll_some(stream: &mut Stream, buffer: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    let mut chunk = [MaybeUninit::uninit(); 4096];
-    let mut read = ReadBuf::uninit(&mut chunk);
-    ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-    buffer.extend_from_slice(read.filled());
-    Poll::Ready(Ok(read.filled().len()))
 }
 
 /// Ties a body that is not small to its share of the bytes held, unpacked size and all.

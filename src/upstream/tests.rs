@@ -14,7 +14,9 @@ use flate2::write::{DeflateEncoder, GzEncoder};
 
 use http::{HeaderMap, HeaderValue, header};
 
-use super::framing::{CHUNK_LINE, HEADERS_LIMIT};
+use super::connection::{BELIEVED, INTERIM_LIMIT, LOOPBACK_CONGESTION};
+use super::framing::{CHUNK_LINE, Chunks, HEADERS_LIMIT, parse_head};
+use super::stream::Stream;
 use super::*;
 use crate::cause::Cause;
 use crate::verdict::{Finding, Findings};
