@@ -20,6 +20,8 @@ use super::within;
 pub(crate) enum Act {
     /// Writes bytes.
     Send(Bytes),
+    /// Waits until a request has begun.
+    Begin,
     /// Waits until the test opens the gate, or the guard closes the connection.
     Wait(Gate),
     /// Takes its time, as an app does that has work to do.
@@ -377,6 +379,7 @@ impl<S: Fn(&Asked) -> Vec<Act> + Send + Sync + 'static> State<S> {
             let open = match act {
                 // A guard that does not listen any more is no fault of the script.
                 Act::Send(bytes) => stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok(),
+                Act::Begin => matches!(stream.read_buf(buffer).await, Ok(1..)),
                 Act::Wait(gate) => tokio::select! {
                     () = gate.opened() => true,
                     () = end(stream, buffer) => false,
