@@ -57,6 +57,7 @@ pub struct Metrics {
     /// In the order of [`Origin`].
     duration: [Histogram; Origin::ALL.len()],
     upstream_duration: Histogram,
+    unsolicited_answers: Counter,
     deadline_margin: Histogram,
     in_flight: Gauge<i64, AtomicI64>,
     connections: Gauge<i64, AtomicI64>,
@@ -95,6 +96,7 @@ impl Metrics {
             observed: Family::default(),
             duration,
             upstream_duration: Histogram::new(SECONDS),
+            unsolicited_answers: Counter::default(),
             deadline_margin: Histogram::new(MARGIN),
             in_flight: Gauge::default(),
             connections: Gauge::default(),
@@ -144,6 +146,8 @@ impl Metrics {
         to.add("observed", help, self.observed.clone());
         to.add_seconds("callback_duration", "Time from the end of the request head to the answer", durations);
         to.add_seconds("upstream_duration", "Duration of calls to the app", self.upstream_duration.clone());
+        let help = "Connections to the app closed because of bytes that no request was waiting for: verdicts may be mixed up";
+        to.add("unsolicited_answers", help, self.unsolicited_answers.clone());
         let help = "Time left until the deadline when the answer was ready; negative if it was missed";
         to.add_seconds("deadline_margin", help, self.deadline_margin.clone());
         to.add("build_info", "Version of callback-guard; always 1", version);
@@ -274,6 +278,11 @@ impl Metrics {
     /// Open connections.
     pub fn connections(&self) -> i64 {
         self.connections.get()
+    }
+
+    /// Counts connections to the app with bytes that no request was waiting for.
+    pub fn unsolicited_answers(&self) -> Counter {
+        self.unsolicited_answers.clone()
     }
 
     /// How long the app was asked.
@@ -449,7 +458,7 @@ mod tests {
 
     /// What dashboards and alerts are written against: each sample's name with the names of its labels. A histogram
     /// stands for its three kinds of sample.
-    const INTERFACE: [&str; 27] = [
+    const INTERFACE: [&str; 28] = [
         "abandoned_total",
         "bad_http_total{reason}",
         "breaker_state{rule}",
@@ -475,6 +484,7 @@ mod tests {
         "rejections_total{cause}",
         "tls_handshake_failures_total{reason}",
         "tls_reload_failures_total",
+        "unsolicited_answers_total",
         "upstream_duration_seconds",
         "EOF",
     ];

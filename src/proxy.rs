@@ -44,7 +44,7 @@ use crate::server::Handler;
 use crate::settle::{Settled, settle};
 use crate::status::Recent;
 use crate::upstream::outcome::{Failure, Outcome};
-use crate::upstream::{Address, Patience, Upstream};
+use crate::upstream::{Address, Patience, Reuse, Upstream};
 use crate::verdict::{Finding, Findings, Verdict};
 use crate::wire::{self, ReadFault};
 
@@ -90,6 +90,8 @@ pub struct Shared {
     pub held: Held,
     /// Callbacks put to the app.
     pub in_flight: Arc<AtomicUsize>,
+    /// Whether connections to the app are used again.
+    pub reuse: Arc<Reuse>,
     /// The last decisions.
     pub recent: Recent,
 }
@@ -178,8 +180,8 @@ impl Proxy {
     /// A proxy for one worker, which must [`keep_time`](Self::keep_time) beside it.
     pub fn new(shared: Arc<Shared>, drain: drain::Watch) -> Proxy {
         let Config { upstream, max_answer_size, max_header_size, .. } = &shared.config;
-        let upstream =
-            Upstream::new(upstream.clone(), *max_answer_size, *max_header_size, shared.held.clone());
+        let (held, reuse) = (shared.held.clone(), Arc::clone(&shared.reuse));
+        let upstream = Upstream::new(upstream.clone(), *max_answer_size, *max_header_size, held, reuse);
         let recorder = Recorder::new(Arc::clone(&shared.metrics));
         let (line, clock, generated) = (RefCell::default(), RefCell::default(), Cell::new(0));
         let (deadlines, no_rule) = (Deadlines::default(), Arc::from("none"));

@@ -15,29 +15,31 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::held::{Held, Holding, SMALL_BODY_BYTES};
-use connection::{Connection, Request};
+use connection::{Connection, Found, Request};
 use dial::Dialer;
 use framing::{Framing, NoHead, unpack};
 use outcome::{Answered, Failure};
+use pool::{Pool, Taken};
+use reuse::USE_LIMIT;
 
 pub use dial::Address;
+pub use pool::KEPT_CONNECTIONS;
+pub use reuse::Reuse;
 
 mod connection;
 mod delivery;
 mod dial;
 mod framing;
 pub mod outcome;
+mod pool;
+mod reuse;
 mod stream;
-
-/// How long a kept connection may be idle and still be used. The shortest keep-alive in common use is gunicorn's 2 s,
-/// then Node's and uvicorn's 5 s; half of the shortest keeps the app's closing and our writing well apart. A new
-/// connection over loopback costs 0.1 ms.
-const KEPT_IDLE: Duration = Duration::from_secs(1);
 
 /// How long an app that was there is waited for, from its first refusal. A hook ran 0.9 s after the deletion of its pod
 /// on a real kubelet.
@@ -46,9 +48,6 @@ const GONE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is tried again meanwhile; and how long after the end of a connection an app is asked whether it still takes
 /// new ones. A process that ends closes its sockets in no order that helps: the listener may be the last.
 const GONE_RETRY: Duration = Duration::from_millis(20);
-
-/// Most idle connections a worker keeps: as many as one OpenIM process can have callbacks in flight over HTTP/1.
-pub const KEPT_CONNECTIONS: usize = 100;
 
 /// A request up to this size goes out in one write, its body copied behind its head.
 const ONE_WRITE: usize = 16 << 10;
@@ -68,7 +67,8 @@ pub struct Upstream {
     /// Most bytes of an answer's head.
     head_limit: usize,
     held: Held,
-    kept: RefCell<Vec<(Connection, Instant)>>,
+    pool: RefCell<Pool>,
+    reuse: Arc<Reuse>,
     /// Buffers of heads that were sent.
     heads: RefCell<Vec<Vec<u8>>>,
     /// Whether the app takes connections, as far as it was tried.
@@ -108,10 +108,17 @@ impl fmt::Debug for Patience<'_> {
 
 impl Upstream {
     /// An app at this address. `answer_limit` and `head_limit` are bytes.
-    pub fn new(address: Address, answer_limit: usize, head_limit: usize, held: Held) -> Upstream {
-        let (kept, heads, presence) = (RefCell::default(), RefCell::default(), Cell::new(Presence::Unknown));
+    pub fn new(
+        address: Address,
+        answer_limit: usize,
+        head_limit: usize,
+        held: Held,
+        reuse: Arc<Reuse>,
+    ) -> Upstream {
+        let (heads, presence) = (RefCell::default(), Cell::new(Presence::Unknown));
+        let pool = RefCell::new(Pool::new(USE_LIMIT));
         let dialer = Dialer::new(address);
-        Upstream { dialer, answer_limit, head_limit, held, kept, heads, presence }
+        Upstream { dialer, answer_limit, head_limit, held, pool, reuse, heads, presence }
     }
 
     /// An empty buffer for the head of a request: one that was used before, if there is one.
@@ -137,6 +144,9 @@ impl Upstream {
         patience: Patience<'_>,
     ) -> Result<Answered, Failure> {
         let mut request = Request { head, body };
+        if !self.reuse.is_allowed(patience.now) {
+            last_on_its_connection(&mut request.head);
+        }
         if request.body.len() + request.head.len() <= ONE_WRITE {
             request.head.extend_from_slice(body);
             request.body = &[];
@@ -155,15 +165,38 @@ impl Upstream {
     }
 
     async fn sent_once(&self, request: &Request<'_>, patience: &Patience<'_>) -> Result<Answered, Ended> {
-        while let Some(connection) = self.kept_connection(patience.now) {
-            match self.run(connection, request).await {
-                // The app had closed this one before our bytes came: nothing was asked yet.
-                Err(Ended::Unread) => {}
-                ended => return ended,
+        let mut begun = patience.now;
+        loop {
+            if let Some(connection) = self.pooled_connection(begun) {
+                match self.run(connection, request, begun).await {
+                    // The app had closed this one before our bytes came: nothing was asked yet.
+                    Err(Ended::Unread) => begun = Instant::now(),
+                    ended => return ended,
+                }
+                continue;
             }
+            let error = match self.connect(patience).await {
+                Ok(connection) => return self.run_first(connection, request).await,
+                Err(error) => error,
+            };
+            // With no file descriptor for a new connection, wait for one that rests.
+            let rested = self.pool.borrow().first_rested();
+            let Some(at) = rested.filter(|at| *at <= patience.until && is_shortage(&error)) else {
+                return Err(self.unreachable(error).into());
+            };
+            tokio::time::sleep_until(at.into()).await;
+            begun = Instant::now();
         }
-        let connection = self.connect(patience).await.map_err(|error| self.unreachable(error))?;
-        self.run(connection, request).await
+    }
+
+    /// Uses a new connection.
+    async fn run_first(&self, connection: Connection, request: &Request<'_>) -> Result<Answered, Ended> {
+        let begun = Instant::now();
+        if connection.found() == Found::Unsolicited {
+            self.unsolicited(begun);
+            return Err(Failure::NotHttp("an answer before any request".to_owned()).into());
+        }
+        self.run(connection, request, begun).await
     }
 
     /// Where a connection ended because the app goes away, waits until it is back, or its pod is known to be ending, or
@@ -210,9 +243,9 @@ impl Upstream {
         }
     }
 
-    /// How many idle connections are kept.
+    /// How many idle connections there are.
     pub fn kept(&self) -> usize {
-        self.kept.borrow().len()
+        self.pool.borrow().len()
     }
 
     /// What a deadline has found that came while the app refused.
@@ -222,30 +255,41 @@ impl Upstream {
 
     fn unreachable(&self, error: io::Error) -> Failure {
         // Our own want, and no fault of the app: a breaker must not count it.
-        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        if is_shortage(&error) {
             return Failure::Overloaded("no file descriptor is free for a connection to the app");
         }
         Failure::Unreachable { upstream: self.dialer.address.to_string(), error }
     }
 
-    /// The connection that was used last, if it still is one.
-    fn kept_connection(&self, now: Instant) -> Option<Connection> {
-        let mut kept = self.kept.borrow_mut();
-        while let Some((connection, since)) = kept.pop() {
-            let idle = now.saturating_duration_since(since);
-            if idle >= KEPT_IDLE {
-                // All below it have been idle for longer.
-                kept.clear();
-                return None;
-            }
-            if connection.is_quiet(idle) {
-                return Some(connection);
+    /// A connection that may be used again.
+    fn pooled_connection(&self, now: Instant) -> Option<Connection> {
+        let mut pool = self.pool.borrow_mut();
+        if !self.reuse.is_allowed(now) {
+            pool.clear();
+            return None;
+        }
+        match pool.take(now) {
+            Taken::Connection(connection) => Some(connection),
+            Taken::None => None,
+            Taken::Unsolicited => {
+                pool.clear();
+                self.unsolicited(now);
+                None
             }
         }
-        None
     }
 
-    async fn run(&self, mut connection: Connection, request: &Request<'_>) -> Result<Answered, Ended> {
+    /// The app sent bytes that no request was waiting for.
+    fn unsolicited(&self, now: Instant) {
+        self.reuse.unsolicited(&self.dialer.address, now);
+    }
+
+    async fn run(
+        &self,
+        mut connection: Connection,
+        request: &Request<'_>,
+        begun: Instant,
+    ) -> Result<Answered, Ended> {
         let before = connection.written;
         let sent = connection.send(request, self.head_limit).await;
         let head = match connection.head(self.head_limit).await {
@@ -270,9 +314,10 @@ impl Upstream {
             Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
         };
         let (body, holding) = connection.body(head.framing, self.answer_limit, &self.held).await?;
-        let reusable = head.keep_alive && sent.is_ok() && connection.buffer.is_empty();
-        if reusable && head.framing != Framing::UntilEnd {
-            self.keep(connection);
+        if !connection.buffer.is_empty() {
+            self.unsolicited(Instant::now());
+        } else if head.keep_alive && sent.is_ok() && head.framing != Framing::UntilEnd {
+            self.keep(connection, begun);
         }
         let mut headers = head.headers;
         let (body, noticed) = unpack(&mut headers, body, self.answer_limit)?;
@@ -280,14 +325,30 @@ impl Upstream {
         Ok(Answered { status: head.status, headers, body, noticed })
     }
 
-    fn keep(&self, mut connection: Connection) {
+    fn keep(&self, mut connection: Connection, begun: Instant) {
+        let now = Instant::now();
+        if !self.reuse.is_allowed(now) {
+            return;
+        }
         if connection.buffer.capacity() > KEPT_BUFFER {
             connection.buffer = BytesMut::new();
         }
-        let mut kept = self.kept.borrow_mut();
-        if kept.len() < KEPT_CONNECTIONS {
-            kept.push((connection, Instant::now()));
-        }
+        connection.usage.exchanged(begun, now);
+        self.pool.borrow_mut().put(connection, now);
+    }
+}
+
+/// Whether the process or the system has no file descriptor left.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Says in the head of a request that its connection will not be used again. An app that closes it itself leaves no port of
+/// ours in TIME_WAIT.
+fn last_on_its_connection(head: &mut Vec<u8>) {
+    if head.ends_with(b"\r\n\r\n") {
+        head.truncate(head.len() - 2);
+        head.extend_from_slice(b"Connection: close\r\n\r\n");
     }
 }
 

@@ -34,7 +34,7 @@ use crate::source::cache::{Cache, Kept};
 use crate::source::{self, Publisher};
 use crate::status::Recent;
 use crate::tls::{self, Tls};
-use crate::upstream::KEPT_CONNECTIONS;
+use crate::upstream::{KEPT_CONNECTIONS, Reuse};
 
 pub(super) use certificate::load_client_ca;
 
@@ -156,6 +156,7 @@ impl Loaded {
             log: self.log,
             held,
             in_flight: Arc::new(AtomicUsize::new(0)),
+            reuse: Arc::new(Reuse::new(config.upstream_reuse, self.metrics.unsolicited_answers())),
             recent: Recent::default(),
         });
         let drain = Arc::new(drain);

@@ -1,14 +1,15 @@
 //! A connection to the app: writes a request, reads the head and the body of its answer.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::StatusCode;
+use socket2::SockRef;
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 
 use super::HELD;
@@ -16,18 +17,18 @@ use super::delivery::TcpInfo;
 use super::dial::Dialer;
 use super::framing::{Chunks, Framing, Head, NoHead, parse_head};
 use super::outcome::Failure;
+use super::reuse::Usage;
 use super::stream::Stream;
 use crate::held::{Held, Holding};
 use crate::verdict::Invalid;
 use crate::wire;
 
-/// How long a kept connection may be idle and the runtime be believed that it is still open. A busy worker looks at its
-/// sockets far more often; behind a longer pause the kernel is asked, which costs a fiftieth of a callback.
-pub(super) const BELIEVED: Duration = Duration::from_millis(5);
-
 /// The plainest congestion control there is, which every Linux has and any process may choose. Loopback loses nothing and has no
 /// rate to find out; where the system's choice is BBR its model and its pacing timers are work for nothing.
 pub(super) const LOOPBACK_CONGESTION: &[u8] = b"reno";
+
+/// How the answer of a server begins that closes an idle connection.
+const TIMED_OUT: [&[u8; 12]; 2] = [b"HTTP/1.1 408", b"HTTP/1.0 408"];
 
 /// Most interim (1xx) answers before the real one.
 pub(super) const INTERIM_LIMIT: usize = 16;
@@ -48,35 +49,74 @@ pub(super) struct Connection {
     pub(super) buffer: BytesMut,
     /// Bytes written since the start, on top of what the kernel counted as acknowledged then (the handshake).
     pub(super) written: u64,
+    /// How it was used since its last rest.
+    pub(super) usage: Usage,
+    local: bool,
+}
+
+/// What there is to read on a connection before a request is written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    /// The app closed it. It may have said so: a server may send 408 before it closes an idle connection (RFC 9110,
+    /// section 15.5.9), as HAProxy does.
+    End,
+    /// Bytes that no request was waiting for.
+    Unsolicited,
 }
 
 impl Connection {
     pub(super) async fn open(dialer: &Dialer) -> io::Result<Connection> {
         let stream = dialer.dial().await?;
-        let mut written = 0;
+        let (mut written, mut local) = (0, true);
         if let Stream::Tcp(tcp) = &stream {
             // A socket that cannot be told to send at once still works, a little later.
             let _ = tcp.set_nodelay(true);
-            if tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
-                let _ = socket2::SockRef::from(tcp).set_tcp_congestion(LOOPBACK_CONGESTION);
+            local = tcp.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
+            if local {
+                let _ = SockRef::from(tcp).set_tcp_congestion(LOOPBACK_CONGESTION);
             }
             written = TcpInfo::of(tcp.as_fd()).map_or(0, |info| info.bytes_acked);
         }
-        Ok(Connection { stream, buffer: BytesMut::new(), written })
+        let usage = Usage::new(Instant::now());
+        Ok(Connection { stream, buffer: BytesMut::new(), written, usage, local })
     }
 
-    /// Whether a connection that has been idle for so long is open and has nothing to say. What the runtime knows of the
-    /// socket is as old as its last look; only the kernel itself knows better.
-    pub(super) fn is_quiet(&self, idle: Duration) -> bool {
-        let mut byte = [MaybeUninit::uninit(); 1];
-        let seen = match &self.stream {
-            // No call where the runtime knows of nothing to read. (What is read here is on a connection that is dropped.)
-            Stream::Tcp(tcp) if idle < BELIEVED => tcp.try_read(&mut [0]),
-            Stream::Unix(unix) if idle < BELIEVED => unix.try_read(&mut [0]),
-            Stream::Tcp(tcp) => socket2::SockRef::from(tcp).peek(&mut byte),
-            Stream::Unix(unix) => socket2::SockRef::from(unix).peek(&mut byte),
-        };
-        matches!(seen, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    /// What there is to read. Asks the kernel: what the runtime knows of the socket is as old as its last look.
+    pub(super) fn found(&self) -> Found {
+        let socket = self.socket();
+        match socket.peek(&mut [MaybeUninit::uninit()]) {
+            Ok(0) => Found::End,
+            Ok(_) => {
+                let mut start = [0; TIMED_OUT[0].len()];
+                let count = (&*socket).read(&mut start).unwrap_or(0);
+                let end = TIMED_OUT.iter().any(|status| start[..count] == status[..]);
+                if end { Found::End } else { Found::Unsolicited }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Found::Nothing,
+            Err(_) => Found::End,
+        }
+    }
+
+    /// Acknowledges all that was read, so that the app's kernel holds nothing back (Nagle's algorithm). Costs 2.3 us. A unix socket has
+    /// no such delay.
+    pub(super) fn acknowledge(&self) {
+        if let Stream::Tcp(_) = self.stream {
+            // A socket that cannot be told acknowledges a little later.
+            let _ = self.socket().set_tcp_quickack(true);
+        }
+    }
+
+    /// Whether the app is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.local
+    }
+
+    fn socket(&self) -> SockRef<'_> {
+        match &self.stream {
+            Stream::Tcp(tcp) => SockRef::from(tcp),
+            Stream::Unix(unix) => SockRef::from(unix),
+        }
     }
 
     pub(super) fn proves_unread(&self, before: u64) -> bool {
@@ -89,11 +129,13 @@ impl Connection {
     /// Writes the request; an app that answers before it has read it all is listened to.
     pub(super) async fn send(&mut self, request: &Request<'_>, head_limit: usize) -> io::Result<()> {
         let mut rest = bytes::Buf::chain(&request.head[..], request.body);
+        let mut begun = false;
         while rest.has_remaining() {
             let mut slices = [IoSlice::new(&[]), IoSlice::new(&[])];
             let count = rest.chunks_vectored(&mut slices);
             let (stream, buffer) = (&mut self.stream, &mut self.buffer);
-            let early = buffer.len() < head_limit;
+            // What comes before a byte of the request is written is no answer to it.
+            let early = begun && buffer.len() < head_limit;
             let written = std::future::poll_fn(|cx| {
                 if let Poll::Ready(written) = wire::poll_write_slices(&mut *stream, cx, &slices[..count]) {
                     return Poll::Ready(written.map(Some));
@@ -109,6 +151,7 @@ impl Connection {
                 Some(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Some(count) => {
                     rest.advance(count);
+                    begun = true;
                     self.written += count as u64;
                 }
                 None => return Err(io::ErrorKind::BrokenPipe.into()),

@@ -11,7 +11,7 @@ const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
 const UPSTREAM: &str = "allow upstream -";
 
 /// Where each flag is seen to work: a test of this folder that gives it.
-const SEEN: [(&str, &str, &str); 32] = [
+const SEEN: [(&str, &str, &str); 33] = [
     ("--admin-listen", "effects", "listeners_are_where_they_are_said_to_be"),
     ("--allow-remote-upstream", "effects", "an_app_elsewhere_is_asked_only_where_that_is_allowed"),
     ("--basic-auth-file", "callers", "a_caller_without_the_right_password_is_not_let_in"),
@@ -43,6 +43,7 @@ const SEEN: [(&str, &str, &str); 32] = [
     ("--tls-wait", "tls_wait", "with_its_files_there_it_does_not_wait"),
     ("--upstream", "effects", "an_app_elsewhere_is_asked_only_where_that_is_allowed"),
     ("--upstream-form", "effects", "the_app_gets_urls_in_the_form_it_wants"),
+    ("--upstream-reuse", "whose_verdict", "without_reuse_one_answer_too_many_misleads_nobody"),
     ("--workers", "effects", "there_are_as_many_workers_as_wanted"),
 ];
 
@@ -70,7 +71,7 @@ fn every_flag_is_seen_to_work_by_a_test_that_gives_it() {
             .split_once(&format!("async fn {test}()"))
             .unwrap_or_else(|| panic!("{test} is not in {path}"));
         let body = rest.split("\n}\n").next().unwrap_or_default();
-        let given = body.contains(&format!("\"{flag}\""));
+        let given = [format!("\"{flag}\""), format!("\"{flag}=")].iter().any(|text| body.contains(text));
         assert!(given, "{test} does not give {flag}");
     }
 }

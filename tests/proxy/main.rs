@@ -23,3 +23,4 @@ mod tls;
 mod tls_wait;
 mod trouble;
 mod upstream;
+mod whose_verdict;

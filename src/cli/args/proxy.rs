@@ -63,6 +63,12 @@ macro_rules! proxy_args {
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
                   hide_default_value = true, require_equals = true)]
             allow_remote_upstream: String,
+            /// Use connections to the app for more than one callback; false: no verdict can be that of another callback
+            /// [default: true]
+            #[arg(long, env = "CALLBACK_GUARD_UPSTREAM_REUSE", hide_env_values = true, value_name = "BOOL",
+                  num_args = 0..=1, default_value = "true", default_missing_value = "true",
+                  hide_default_value = true, require_equals = true)]
+            upstream_reuse: String,
             /// Fail at the start when there is no good policy, instead of serving with the built-in defaults
             #[arg(long, env = "CALLBACK_GUARD_REQUIRE_POLICY", hide_env_values = true, value_name = "BOOL",
                   num_args = 0..=1, default_value = "false", default_missing_value = "true",
@@ -150,6 +156,8 @@ pub struct Proxy {
     pub upstream: Address,
     /// `--upstream-form`
     pub upstream_form: UpstreamForm,
+    /// `--upstream-reuse`
+    pub upstream_reuse: bool,
     /// `--policy-file`
     pub policy_file: Option<PathBuf>,
     /// `--override-file`
@@ -226,6 +234,7 @@ impl ProxyArgs {
             ];
             one_of(text, &forms)
         });
+        let upstream_reuse = problems.switch("--upstream-reuse", &self.upstream_reuse);
         let policy_configmap =
             problems.read_optional("--policy-configmap", &self.policy_configmap, str::parse);
         let policy_cache = policy_cache(self, problems);
@@ -256,6 +265,7 @@ impl ProxyArgs {
             basic_auth_file: path(&self.basic_auth_file),
             upstream: upstream?,
             upstream_form: upstream_form?,
+            upstream_reuse: upstream_reuse?,
             policy_file: path(&self.policy_file),
             override_file: path(&self.override_file),
             policy_configmap: policy_configmap?,

@@ -58,6 +58,7 @@ fn the_defaults_are_those_of_the_help() {
     let proxy = proxy_of("");
     assert_eq!(proxy.upstream, Address::Ip(([127, 0, 0, 1], 8080).into()));
     assert_eq!(proxy.max_held, None);
+    assert!(proxy.upstream_reuse);
     assert_eq!(proxy.max_connection_age, Duration::from_secs(600));
     assert_eq!((proxy.max_connections, proxy.max_in_flight, proxy.workers), (10_000, 1024, 1));
     assert_eq!((proxy.log_level, proxy.log_format), (LevelFilter::INFO, Format::Json));
