@@ -1043,8 +1043,13 @@ enum Loss {
 }
 
 async fn lost(loss: Loss, reset: bool, patience: Duration) -> Lost {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-    let address = listener.local_addr().expect("bound");
+    // Bound and silent: no other test gets its port while nobody listens.
+    let reserved =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    reserved.set_reuse_address(true).expect("a socket");
+    reserved.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("loopback");
+    let address = reserved.local_addr().expect("bound").as_socket().expect("TCP");
+    let listener = TcpListener::bind(address).expect("its port is not listened on");
     let upstream = upstream_at(Address::Ip(address), Held::new(1 << 20));
     let app = thread::spawn(move || {
         let mut peer = Peer(BufReader::new(listener.accept().expect("a connection").0));
