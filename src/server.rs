@@ -32,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
+use crate::descriptors;
 use crate::drain::{Stage, Watch};
 use crate::log::Repeated;
 use crate::metrics::{BadHttp, Metrics};
@@ -196,6 +197,7 @@ impl<H: Handler> Server<H> {
             };
             match accepted {
                 Ok((stream, peer)) => {
+                    let Ok(stream) = self.below_the_reserve(stream, &mut warned).await else { continue };
                     let server = Rc::clone(&self);
                     // Counted before its task begins: the end waits for it from here on.
                     let counted = server.metrics.connection();
@@ -205,10 +207,7 @@ impl<H: Handler> Server<H> {
                     });
                 }
                 Err(error) => {
-                    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
-                        warn!(%error, "A connection cannot be accepted; trying again");
-                        warned = Some(Instant::now());
-                    }
+                    warn_not_accepted(&error, &mut warned);
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -228,6 +227,25 @@ impl<H: Handler> Server<H> {
             });
         }
         Ok(())
+    }
+
+    /// Waits, as in the queue, while only descriptors that are set aside for the admin port are free; not beyond the end of
+    /// the listener.
+    async fn below_the_reserve(
+        &self,
+        stream: TcpStream,
+        warned: &mut Option<Instant>,
+    ) -> io::Result<TcpStream> {
+        if !descriptors::is_set_aside(&stream) {
+            return Ok(stream);
+        }
+        let mut stream = descriptors::renumbered(stream.into_std()?);
+        while descriptors::is_set_aside(&stream) && self.drain.stage() < Stage::Closed {
+            warn_not_accepted(&io::Error::from_raw_os_error(libc::EMFILE), warned);
+            sleep(ACCEPT_PAUSE).await;
+            stream = descriptors::renumbered(stream);
+        }
+        TcpStream::from_std(stream)
     }
 
     async fn connection(self: Rc<Self>, stream: TcpStream, peer: SocketAddr) {
@@ -429,6 +447,13 @@ impl<H: Handler> Server<H> {
     fn age(&self) -> Duration {
         let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
         self.limits.connection_age.mul_f64(0.9 + 0.2 * random)
+    }
+}
+
+fn warn_not_accepted(error: &io::Error, warned: &mut Option<Instant>) {
+    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+        warn!(%error, "A connection cannot be accepted; trying again");
+        *warned = Some(Instant::now());
     }
 }
 

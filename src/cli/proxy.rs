@@ -56,6 +56,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// Runs the proxy to its end and gives the exit code.
 pub fn run(config: args::Proxy) -> u8 {
     let started = Instant::now();
+    descriptors::set_aside(admin::CONNECTIONS);
     // While there is one thread.
     let descriptors = descriptors::reserve(open_files(&config));
     // kube's client takes the process's; everything else is handed its own.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::stream::Stream;
+use crate::descriptors;
 
 /// How long to wait for room in the queue of a unix socket.
 const FULL_QUEUE: Duration = Duration::from_millis(2);
@@ -54,6 +55,15 @@ impl Dialer {
 
     /// Connects. Dropping the future closes the socket.
     pub(super) async fn dial(&self) -> io::Result<Stream> {
+        let stream = self.connect().await?;
+        let last = match &stream {
+            Stream::Tcp(stream) => descriptors::is_set_aside(stream),
+            Stream::Unix(stream) => descriptors::is_set_aside(stream),
+        };
+        if last { Err(io::Error::from_raw_os_error(libc::EMFILE)) } else { Ok(stream) }
+    }
+
+    async fn connect(&self) -> io::Result<Stream> {
         Ok(match &self.address {
             Address::Ip(address) => Stream::Tcp(TcpStream::connect(address).await?),
             Address::Loopback(port) => Stream::Tcp(self.dial_loopback(*port).await?),
