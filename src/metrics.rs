@@ -15,7 +15,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use self::catalog::{Catalog, Entry};
+use self::admin::AdminMetrics;
+use self::catalog::{Audience, Catalog, Entry};
 use self::labels::{
     BadHttpLabel, CallbackLabels, CauseLabel, FindingLabel, HandshakeLabel, OriginLabel, PolicyLabels,
     RejectionLabel, RuleLabel, VersionLabel,
@@ -29,6 +30,7 @@ use crate::verdict::{FINDINGS, Findings, Verdict};
 
 pub use labels::BadHttp;
 
+pub mod admin;
 pub mod catalog;
 mod labels;
 
@@ -77,6 +79,7 @@ pub struct Metrics {
     log_lines_dropped: Counter,
     bytes_held: Gauge,
     held_limit: Gauge,
+    admin: AdminMetrics,
 }
 
 impl Metrics {
@@ -116,6 +119,7 @@ impl Metrics {
             log_lines_dropped: dropped,
             bytes_held: Gauge::default(),
             held_limit: Gauge::default(),
+            admin: AdminMetrics::default(),
             catalog: Catalog::default(),
         };
         metrics.register(&mut catalog, durations, version);
@@ -156,8 +160,8 @@ impl Metrics {
 
     /// What is as it is, and what went wrong beside callbacks.
     fn register_state(&self, to: &mut Catalog) {
-        to.add("in_flight", "Callbacks in progress", self.in_flight.clone());
-        to.add("connections", "Open connections from callers", self.connections.clone());
+        to.add_on_loopback("in_flight", "Callbacks in progress", self.in_flight.clone());
+        to.add_on_loopback("connections", "Open connections from callers", self.connections.clone());
         to.add("bad_http", "Connections closed because of an HTTP error", self.bad_http.clone());
         to.add("tls_handshake_failures", "Failed TLS handshakes", self.handshake_failures.clone());
         let help = "Unix time at which the served certificate expires";
@@ -179,9 +183,14 @@ impl Metrics {
         to.add("abandoned", help, self.abandoned.clone());
         to.add("panics", "Panics", self.panics.clone());
         to.add("log_lines_dropped", "Log lines dropped (queue full)", self.log_lines_dropped.clone());
-        to.add_bytes("held", "Memory reserved for callbacks in progress", self.bytes_held.clone());
+        to.add_bytes_on_loopback(
+            "held",
+            "Memory reserved for callbacks in progress",
+            self.bytes_held.clone(),
+        );
         let help = "Limit of callback_guard_held_bytes: --max-held, by default half of the memory limit";
-        to.add_bytes("held_limit", help, self.held_limit.clone());
+        to.add_bytes_on_loopback("held_limit", help, self.held_limit.clone());
+        self.admin.register(to);
     }
 
     /// Every metric with its meaning and its labels, for the reference.
@@ -190,7 +199,13 @@ impl Metrics {
     }
 
     /// The text of `/metrics`. What only the moment knows is passed in; of the bytes held, how many and the bound.
-    pub fn text(&self, in_force: &InForce, (held, held_limit): (usize, usize), now: SystemTime) -> String {
+    pub fn text(
+        &self,
+        audience: Audience,
+        in_force: &InForce,
+        (held, held_limit): (usize, usize),
+        now: SystemTime,
+    ) -> String {
         self.breakers.clear();
         for (rule, breaker) in in_force.breakers() {
             self.breakers
@@ -201,7 +216,12 @@ impl Metrics {
         self.override_active.set(i64::from(active));
         self.bytes_held.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.held_limit.set(i64::try_from(held_limit).unwrap_or(i64::MAX));
-        self.catalog.text()
+        self.catalog.text(audience)
+    }
+
+    /// What the admin port counts.
+    pub fn admin(&self) -> &AdminMetrics {
+        &self.admin
     }
 
     /// A policy came into force.
@@ -458,8 +478,9 @@ mod tests {
 
     /// What dashboards and alerts are written against: each sample's name with the names of its labels. A histogram
     /// stands for its three kinds of sample.
-    const INTERFACE: [&str; 28] = [
+    const INTERFACE: [&str; 29] = [
         "abandoned_total",
+        "admin_connections_closed_total{reason}",
         "bad_http_total{reason}",
         "breaker_state{rule}",
         "build_info{version}",
@@ -527,7 +548,7 @@ mod tests {
             took: Duration::from_millis(3),
             margin: Some(-0.002),
         });
-        let text = metrics.text(&in_force, (7, 9), UNIX_EPOCH);
+        let text = metrics.text(Audience::Loopback, &in_force, (7, 9), UNIX_EPOCH);
         let samples = text.lines().filter(|line| !line.starts_with('#')).map(sample);
         let mut found: BTreeSet<_> = samples.collect();
         found.extend(text.lines().last().map(|line| line.trim_start_matches("# ").to_owned()));

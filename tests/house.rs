@@ -10,7 +10,7 @@ use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::Cause;
 use callback_guard::cli::admission_policy::{self, AdmissionPolicy, IMAGE_SETTINGS, Values};
 use callback_guard::metrics::Metrics;
-use callback_guard::metrics::catalog::Entry;
+use callback_guard::metrics::catalog::{Audience, Entry};
 use callback_guard::sidecar::annotations::{self, INJECT, PREFIX};
 use callback_guard::sidecar::{Notice, Reason};
 use callback_guard::verdict::FINDINGS;
@@ -437,7 +437,12 @@ fn metrics_section(title: &str, entries: &[Entry]) -> String {
         assert!(!help.is_empty() && !help.ends_with('.') && !help.contains('|'), "{name}: {help:?}");
         let own = entry.labels();
         let names: Vec<_> = own.iter().map(|label| format!("`{}`", label.name)).collect();
-        writeln!(text, "| `{name}` | {} | {} | {help} |", entry.kind(), names.join(", ")).expect("a string");
+        let audience = match entry.audience() {
+            Audience::All => "",
+            Audience::Loopback => " (on loopback)",
+        };
+        let names = names.join(", ");
+        writeln!(text, "| `{name}` | {} | {names} | {help}{audience} |", entry.kind()).expect("a string");
         for label in own {
             assert!(!label.values.is_empty() && !label.values.contains('|'), "{name}: {label:?}");
             let key = (label.name, label.values);
@@ -460,7 +465,11 @@ fn the_document_of_metrics_has_all_that_are_registered() {
     let mut text = String::from(
         "# Metrics\n\nGenerated from the code that registers them. The admin port serves them at `/metrics`, as OpenMetrics text.\n\n\
          Counters start at 0 with the process. A metric with labels may appear only with its first value. A histogram `NAME` is\n\
-         the series `NAME_bucket`, `NAME_sum` and `NAME_count`.\n",
+         the series `NAME_bucket`, `NAME_sum` and `NAME_count`.\n\n\
+         Metrics marked (on loopback) show how full the guard is, which would guide an attack. So only callers on loopback see\n\
+         them: a process of the pod, `kubectl port-forward POD 19090:19090` and then `curl http://localhost:19090/metrics`, or\n\
+         the status page at `/`. A Prometheus outside the pod does not get them. Let it alert on what a full guard does:\n\
+         `callback_guard_callbacks_total{cause=\"overloaded\"}`. For callers from elsewhere the text may be half a second old.\n",
     );
     text += &metrics_section("`callback-guard proxy`", Metrics::new(Counter::default()).entries());
     let controller = callback_guard::controller::metrics::Metrics::new(Counter::default());

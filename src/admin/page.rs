@@ -7,8 +7,13 @@ use crate::log::is_unsafe;
 const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2em;max-width:80em;color:#222}\
 h1{font-size:1.3em}h2{font-size:1.05em;margin-top:1.6em}table{border-collapse:collapse}\
 td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top;white-space:nowrap}th{font-weight:600;color:#555}\
-.bad{color:#b00020;white-space:pre-wrap}.ok{color:#1b6e20}.dim{color:#777}\
+.text,.bad{white-space:pre-wrap}.bad{color:#b00020}.ok{color:#1b6e20}.dim{color:#777}\
 @media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th,.dim{color:#999}.bad{color:#ff8a80}.ok{color:#81c784}}";
+
+/// What a browser may do with a page: show it with [`STYLE`], which is named by its SHA-256, and nothing else. The page
+/// reloads itself and has links, which need no permission.
+pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'sha256-AkRNL58u1vggzlw2ywP/mxIfzmnbSYv+0vfmLpVr/yo='; base-uri 'none'; \
+form-action 'none'; frame-ancestors 'none'";
 
 /// Begins a page that reloads itself every 5 s: to its heading, `NAME VERSION`. End tags may be left out.
 pub fn begin(name: &str) -> String {
@@ -48,6 +53,8 @@ pub fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
 
     #[test]
@@ -58,5 +65,13 @@ mod tests {
         problem(&mut out, "Refused", "<b>\n<i>");
         row(&mut out, "<u>", "<s>");
         assert_eq!(out, "<p class=bad>Refused:\n&lt;b&gt;\n&lt;i&gt;</p><tr><th>&lt;u&gt;<td>&lt;s&gt;");
+    }
+
+    #[test]
+    fn the_policy_of_pages_allows_their_style_and_no_other() {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
+        let hash = base64::engine::general_purpose::STANDARD.encode(digest);
+        assert!(CONTENT_SECURITY_POLICY.contains(&format!("style-src 'sha256-{hash}';")), "{hash}");
+        assert!(begin("x").contains(&format!("<style>{STYLE}</style>")));
     }
 }

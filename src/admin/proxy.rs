@@ -20,6 +20,8 @@ use super::{Answer, Pages, Route};
 use crate::drain::{Drain, Stage};
 use crate::held::Held;
 use crate::metrics::Metrics;
+use crate::metrics::admin::AdminMetrics;
+use crate::metrics::catalog::Audience;
 use crate::ready::Readiness;
 use crate::source::Publisher;
 use crate::status::Recent;
@@ -69,9 +71,13 @@ impl Pages for ProxyPages {
         missing
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, audience: Audience) -> String {
         let held = (self.held.bytes(), self.held.limit());
-        self.metrics.text(&self.policy.current(), held, SystemTime::now())
+        self.metrics.text(audience, &self.policy.current(), held, SystemTime::now())
+    }
+
+    fn admin_metrics(&self) -> &AdminMetrics {
+        self.metrics.admin()
     }
 
     fn page(&self) -> String {

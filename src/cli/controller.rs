@@ -40,7 +40,7 @@ fn serve(args: args::Controller, admin: Bound, queue: &log::Queue, started: Inst
         lines.flush();
         std::process::exit(i32::from(super::PROBLEM));
     });
-    let address = admin.address();
+    let (address, limits) = (admin.address(), args.admin_limits);
     let identity = args.identity.unwrap_or_else(identity);
     if args.namespaces.is_empty() {
         warn!("No namespace is served: name some with --namespaces");
@@ -77,7 +77,7 @@ fn serve(args: args::Controller, admin: Bound, queue: &log::Queue, started: Inst
             "Started"
         );
         let pages = Rc::new(ControllerPages::new(Rc::clone(&shared), started));
-        tokio::task::spawn_local(admin::serve(pages, listener));
+        tokio::task::spawn_local(admin::serve(pages, listener, limits));
         let signalled = Rc::new(tokio::sync::Notify::new());
         let ending = Rc::clone(&signalled);
         let running = controller::run(shared, async move { ending.notified().await });

@@ -56,7 +56,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// Runs the proxy to its end and gives the exit code.
 pub fn run(config: args::Proxy) -> u8 {
     let started = Instant::now();
-    descriptors::set_aside(admin::CONNECTIONS);
+    descriptors::set_aside(config.admin_limits.connections);
     // While there is one thread.
     let descriptors = descriptors::reserve(open_files(&config));
     // kube's client takes the process's; everything else is handed its own.
@@ -191,7 +191,7 @@ impl Loaded {
                     return super::PROBLEM;
                 }
             };
-            tokio::task::spawn_local(admin::serve(Rc::new(pages), listener));
+            tokio::task::spawn_local(admin::serve(Rc::new(pages), listener, config.admin_limits));
             tokio::task::spawn_local(memory::give_back(Arc::clone(&service.metrics)));
             if let Some(follower) = follower {
                 tokio::task::spawn_local(follower.run(Found::log));
@@ -297,7 +297,7 @@ async fn live(
 /// Most files that the process has open at once, by its bounds: callers, the app, idle connections to it, the admin port.
 fn open_files(config: &args::Proxy) -> u64 {
     let bounds = config.max_connections + config.max_in_flight + config.workers * KEPT_CONNECTIONS;
-    (bounds + admin::CONNECTIONS + OTHER_FILES) as u64
+    (bounds + config.admin_limits.connections + OTHER_FILES) as u64
 }
 
 fn warn_of_few_descriptors(descriptors: Result<(), Shortage>) {

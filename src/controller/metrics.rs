@@ -11,7 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use self::labels::{NamespaceLabel, PodLabels, ReasonLabel, ResultLabel};
 use super::pods::STATES;
-use crate::metrics::catalog::{Catalog, Entry};
+use crate::metrics::admin::AdminMetrics;
+use crate::metrics::catalog::{Audience, Catalog, Entry};
 use crate::sidecar::Reason;
 
 /// Results of a write.
@@ -44,6 +45,7 @@ pub struct Metrics {
     renewals: Family<ResultLabel, Counter>,
     policies_broken: Gauge,
     leader: Gauge,
+    admin: AdminMetrics,
     /// What is added up over namespaces.
     of_namespaces: RefCell<BTreeMap<String, OfNamespace>>,
 }
@@ -78,6 +80,7 @@ impl Metrics {
             renewals: Family::default(),
             policies_broken: Gauge::default(),
             leader: Gauge::default(),
+            admin: AdminMetrics::default(),
             of_namespaces: RefCell::default(),
         };
         let to = &mut metrics.catalog;
@@ -103,6 +106,7 @@ impl Metrics {
             metrics.leader.clone(),
         );
         to.add("log_lines_dropped", "Log lines dropped (queue full)", dropped);
+        metrics.admin.register(to);
         for result in RESULTS {
             let _ = metrics.renewals.get_or_create(&ResultLabel { result });
         }
@@ -110,8 +114,13 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub fn text(&self) -> String {
-        self.catalog.text()
+    pub fn text(&self, audience: Audience) -> String {
+        self.catalog.text(audience)
+    }
+
+    /// What the admin port counts.
+    pub fn admin(&self) -> &AdminMetrics {
+        &self.admin
     }
 
     /// Every metric, for a reference.

@@ -11,6 +11,8 @@ use super::Shared;
 use super::pods::STATES;
 use crate::admin::page::{begin, escaped, problem, row};
 use crate::admin::{self, Pages, Route};
+use crate::metrics::admin::AdminMetrics;
+use crate::metrics::catalog::Audience;
 use crate::tls::Utc;
 
 /// The pages.
@@ -83,8 +85,12 @@ impl Pages for ControllerPages {
         vec![leadership.problem().map_or("lease".to_owned(), |problem| format!("lease ({problem})"))]
     }
 
-    fn metrics(&self) -> String {
-        self.shared.metrics.text()
+    fn metrics(&self, audience: Audience) -> String {
+        self.shared.metrics.text(audience)
+    }
+
+    fn admin_metrics(&self) -> &AdminMetrics {
+        self.shared.metrics.admin()
     }
 
     fn page(&self) -> String {
@@ -106,11 +112,7 @@ impl Pages for ControllerPages {
         for found in list {
             let class = if found.urgent { " class=bad" } else { "" };
             let (since, about, text) = (rfc3339(found.since), escaped(&found.about), escaped(&found.text));
-            let _ = write!(
-                out,
-                "<tr><td>{since}<td>{about}<td{class}>{}<td style=white-space:pre-wrap>{text}",
-                found.reason
-            );
+            let _ = write!(out, "<tr><td>{since}<td>{about}<td{class}>{}<td class=text>{text}", found.reason);
         }
         let _ = write!(out, "</table><h2>Namespaces: {}</h2><table><tr><th>name", config.namespaces.len());
         for state in STATES {

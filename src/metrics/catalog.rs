@@ -49,9 +49,19 @@ where
     }
 }
 
+/// Who may see a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Whoever reaches the admin port.
+    All,
+    /// Callers on loopback: it says how full the process is, which guides an attack.
+    Loopback,
+}
+
 /// A metric, as users meet it.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
+    audience: Audience,
     prefix: &'static str,
     name: &'static str,
     unit: Option<&'static str>,
@@ -73,6 +83,11 @@ impl Entry {
         self.kind
     }
 
+    /// Who may see it.
+    pub fn audience(&self) -> Audience {
+        self.audience
+    }
+
     /// What it means, without a full stop.
     pub fn help(&self) -> &'static str {
         self.help
@@ -89,42 +104,67 @@ impl Entry {
 pub struct Catalog {
     prefix: &'static str,
     registry: Registry,
+    /// What only callers on loopback see.
+    on_loopback: Registry,
     entries: Vec<Entry>,
 }
 
 impl Catalog {
     /// An empty one; names begin with the prefix and `_`.
     pub fn new(prefix: &'static str) -> Catalog {
-        Catalog { prefix, registry: Registry::with_prefix(prefix), entries: Vec::new() }
+        let registry = || Registry::with_prefix(prefix);
+        Catalog { prefix, registry: registry(), on_loopback: registry(), entries: Vec::new() }
     }
 
     /// Adds a metric. Its name has neither `_total` nor a unit, the help text no full stop: these are added.
     pub fn add<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, None);
+        self.enter::<M>(name, help, None, Audience::All);
         self.registry.register(name, help, metric);
     }
 
     /// Adds a metric in seconds.
     pub fn add_seconds<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, Some("seconds"));
+        self.enter::<M>(name, help, Some("seconds"), Audience::All);
         self.registry.register_with_unit(name, help, Unit::Seconds, metric);
     }
 
     /// Adds a metric in bytes.
     pub fn add_bytes<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, Some("bytes"));
+        self.enter::<M>(name, help, Some("bytes"), Audience::All);
         self.registry.register_with_unit(name, help, Unit::Bytes, metric);
     }
 
-    fn enter<M: Labeled>(&mut self, name: &'static str, help: &'static str, unit: Option<&'static str>) {
-        let kind = M::TYPE.as_str();
-        self.entries.push(Entry { prefix: self.prefix, name, unit, kind, help, labels: M::labels });
+    /// Adds a metric that only callers on loopback see.
+    pub fn add_on_loopback<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
+        self.enter::<M>(name, help, None, Audience::Loopback);
+        self.on_loopback.register(name, help, metric);
     }
 
-    /// OpenMetrics text.
-    pub fn text(&self) -> String {
+    /// Adds a metric in bytes that only callers on loopback see.
+    pub fn add_bytes_on_loopback<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
+        self.enter::<M>(name, help, Some("bytes"), Audience::Loopback);
+        self.on_loopback.register_with_unit(name, help, Unit::Bytes, metric);
+    }
+
+    fn enter<M: Labeled>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<&'static str>,
+        audience: Audience,
+    ) {
+        let kind = M::TYPE.as_str();
+        self.entries.push(Entry { audience, prefix: self.prefix, name, unit, kind, help, labels: M::labels });
+    }
+
+    /// OpenMetrics text of what this audience may see.
+    pub fn text(&self, audience: Audience) -> String {
         let mut out = String::new();
-        text::encode(&mut out, &self.registry).expect("writing to a string must not fail");
+        let on_loopback = (audience == Audience::Loopback).then_some(&self.on_loopback);
+        for registry in [Some(&self.registry), on_loopback].into_iter().flatten() {
+            text::encode_registry(&mut out, registry).expect("writing to a string must not fail");
+        }
+        text::encode_eof(&mut out).expect("writing to a string must not fail");
         out
     }
 
@@ -188,9 +228,9 @@ mod tests {
             names(&catalog),
             ["shop_books_total", "shop_doors", "shop_paper_bytes_total", "shop_visit_seconds"]
         );
-        assert!(!catalog.text().contains("books"), "an empty family is not exposed");
+        assert!(!catalog.text(Audience::Loopback).contains("books"), "an empty family is not exposed");
         books.get_or_create(&Shelf { row: "a", number: 2 }).inc();
-        let text = catalog.text();
+        let text = catalog.text(Audience::All);
         for line in [
             "# HELP shop_books Books.",
             "# TYPE shop_books counter",
@@ -211,5 +251,24 @@ mod tests {
         assert_eq!(labels[0], Label { name: "row", values: "`a`, `b`".to_owned() });
         assert_eq!((labels[1].name, labels[1].values.as_str()), ("number", "from 1"));
         assert!(catalog.entries()[1].labels().is_empty());
+    }
+
+    #[test]
+    fn what_is_for_loopback_is_exposed_to_nobody_else() {
+        let mut catalog = Catalog::new("shop");
+        catalog.add("doors", "Open doors", Gauge::<i64>::default());
+        catalog.add_on_loopback("guests", "Guests", Gauge::<i64>::default());
+        catalog.add_bytes_on_loopback("safe", "Safe", Gauge::<i64>::default());
+        let names = |audience| {
+            let text = catalog.text(audience);
+            assert_eq!(text.matches("# EOF").count(), 1);
+            assert!(text.ends_with("# EOF\n"));
+            let samples = text.lines().filter_map(|line| line.strip_suffix(" 0")).map(str::to_owned);
+            samples.collect::<Vec<_>>()
+        };
+        assert_eq!(names(Audience::All), ["shop_doors"]);
+        assert_eq!(names(Audience::Loopback), ["shop_doors", "shop_guests", "shop_safe_bytes"]);
+        let audiences: Vec<_> = catalog.entries().iter().map(Entry::audience).collect();
+        assert_eq!(audiences, [Audience::All, Audience::Loopback, Audience::Loopback]);
     }
 }

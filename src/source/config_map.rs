@@ -184,6 +184,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::Metrics;
+    use crate::metrics::catalog::Audience;
     use crate::policy::Mode;
 
     fn config_map(data: &[(&str, &str)]) -> ConfigMap {
@@ -280,7 +281,8 @@ mod tests {
 
     /// Failed reloads, and whether the last one succeeded, as exposed.
     fn reloads(publisher: &Publisher) -> [String; 2] {
-        let text = publisher.metrics.text(&publisher.current(), (0, 0), std::time::SystemTime::UNIX_EPOCH);
+        let epoch = std::time::SystemTime::UNIX_EPOCH;
+        let text = publisher.metrics.text(Audience::All, &publisher.current(), (0, 0), epoch);
         ["policy_reload_failures_total ", "policy_last_reload_successful "].map(|name| {
             let value =
                 text.lines().find_map(|line| line.strip_prefix("callback_guard_")?.strip_prefix(name));

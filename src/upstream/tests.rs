@@ -120,8 +120,11 @@ fn a_connection_is_kept_as_version_and_header_say() {
 fn a_head_with_very_many_connection_options_is_no_http() {
     let head = |count: usize| format!("Content-Length: 0\r\nConnection: {}", vec!["x"; count].join(","));
     heads(&[
-        (&head(wire::CONNECTION_OPTIONS_LIMIT), "200 Length(0) kept +0"),
-        (&head(wire::CONNECTION_OPTIONS_LIMIT + 1), "not HTTP: more options in Connection than are taken"),
+        (&head(crate::wire::CONNECTION_OPTIONS_LIMIT), "200 Length(0) kept +0"),
+        (
+            &head(crate::wire::CONNECTION_OPTIONS_LIMIT + 1),
+            "not HTTP: more options in Connection than are taken",
+        ),
     ]);
 }
 

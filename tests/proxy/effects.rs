@@ -11,8 +11,9 @@ const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
 const UPSTREAM: &str = "allow upstream -";
 
 /// Where each flag is seen to work: a test of this folder that gives it.
-const SEEN: [(&str, &str, &str); 33] = [
+const SEEN: [(&str, &str, &str); 35] = [
     ("--admin-listen", "effects", "listeners_are_where_they_are_said_to_be"),
+    ("--admin-timeout", "admin", "a_connection_lasts_as_long_as_the_flag_says"),
     ("--allow-remote-upstream", "effects", "an_app_elsewhere_is_asked_only_where_that_is_allowed"),
     ("--basic-auth-file", "callers", "a_caller_without_the_right_password_is_not_let_in"),
     ("--client-ca", "callers", "a_caller_without_a_certificate_of_the_authority_is_not_let_in"),
@@ -25,6 +26,11 @@ const SEEN: [(&str, &str, &str); 33] = [
     ("--listen", "effects", "listeners_are_where_they_are_said_to_be"),
     ("--log-format", "logs", "text_for_people_is_one_line_for_a_callback_whatever_it_holds"),
     ("--log-level", "logs", "content_and_passwords_are_in_no_log_and_on_no_page"),
+    (
+        "--max-admin-connections",
+        "admin",
+        "probes_are_answered_in_front_of_silent_sockets_and_the_oldest_make_room",
+    ),
     ("--max-answer-size", "effects", "sizes_are_those_of_the_flags"),
     ("--max-connection-age", "drain", "a_connection_at_its_age_is_ended_gracefully_and_no_callback_fails"),
     ("--max-connections", "callers", "connections_over_their_bound_wait_until_there_is_room"),
@@ -277,7 +283,7 @@ async fn the_admin_port_says_what_there_is_and_how_it_is_asked() {
 }
 
 /// An address of this machine that is not loopback, where it has one: the kernel's own list, which needs no route.
-fn outer_address() -> Option<std::net::IpAddr> {
+pub(super) fn outer_address() -> Option<std::net::IpAddr> {
     let table = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let mut leaf: Option<std::net::Ipv4Addr> = None;
     for line in table.lines() {

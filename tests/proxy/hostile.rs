@@ -149,7 +149,7 @@ async fn a_caller_who_does_not_wait_for_the_answer_is_counted_and_told() {
 async fn a_page_in_a_browser_cannot_drain_a_pod() {
     let guard = Guard::with("").start();
     let client = std::net::TcpStream::connect(guard.admin_address()).expect("the admin port");
-    let request = "POST /drain HTTP/1.1\r\nHost: x\r\nOrigin: https://elsewhere.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let request = "POST /drain HTTP/1.1\r\nHost: localhost\r\nOrigin: https://elsewhere.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     std::io::Write::write_all(&mut &client, request.as_bytes()).expect("a request");
     let answer = std::io::read_to_string(&client).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");

@@ -8,7 +8,9 @@ use tracing_subscriber::filter::LevelFilter;
 use super::inject::SettingsArgs;
 use super::log::LogArgs;
 use super::problems::{Problems, socket};
+use super::proxy::{ADMIN_TIMEOUT, MAX_ADMIN_CONNECTIONS, admin_limits};
 use super::scope::{Namespaces, ScopeArgs};
+use crate::admin;
 use crate::authority::Lifetimes;
 use crate::controller::Served;
 use crate::log::Format;
@@ -94,6 +96,24 @@ pub(super) struct ControllerArgs {
         hide_default_value = true
     )]
     admin_listen: String,
+    /// Open connections of the admin port; at the limit the oldest is closed for a new one
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_MAX_ADMIN_CONNECTIONS",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = MAX_ADMIN_CONNECTIONS
+    )]
+    max_admin_connections: String,
+    /// How long a connection to the admin port may last as a whole
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_ADMIN_TIMEOUT",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = ADMIN_TIMEOUT
+    )]
+    admin_timeout: String,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -119,6 +139,8 @@ pub struct Controller {
     pub installation: Installation,
     /// `--admin-listen`; `None`: the default.
     pub admin_listen: Option<SocketAddr>,
+    /// `--max-admin-connections` and `--admin-timeout`
+    pub admin_limits: admin::Limits,
     /// `--log-level`
     pub log_level: LevelFilter,
     /// `--log-format`
@@ -142,6 +164,7 @@ impl ControllerArgs {
         installation.own_namespace = own_namespace.clone();
         installation.namespaces = Some(served.clone());
         let admin_listen = problems.read_optional("--admin-listen", &self.admin_listen, socket);
+        let admin_limits = admin_limits(&self.max_admin_connections, &self.admin_timeout, problems);
         let (log_level, log_format) = self.log.read(problems);
         let namespaces = served.into_iter().map(|name| Served {
             services: services
@@ -162,6 +185,7 @@ impl ControllerArgs {
             lease_duration: lease_duration?,
             installation,
             admin_listen: admin_listen?,
+            admin_limits: admin_limits?,
             log_level: log_level?,
             log_format: log_format?,
         })

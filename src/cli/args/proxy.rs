@@ -7,6 +7,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::problems::{Problems, one_of, path, socket};
+use crate::admin;
 use crate::basic_auth;
 use crate::callback::target::UpstreamForm;
 use crate::cli::proxy::load_client_ca;
@@ -19,6 +20,13 @@ use crate::upstream::Address;
 pub const LISTEN_PORT: u16 = 8443;
 /// See [`LISTEN_PORT`].
 pub const ADMIN_PORT: u16 = 9090;
+
+/// Default of `--max-admin-connections`: kubelet's probes, a scraper or two and a person need ten; a crowd of 5,000 new
+/// connections a second leaves each 50 ms for its request.
+pub(super) const MAX_ADMIN_CONNECTIONS: &str = "256";
+
+/// Default of `--admin-timeout`: probes are done in milliseconds, and a slow port-forward in seconds.
+pub(super) const ADMIN_TIMEOUT: &str = "10s";
 
 /// The least that `--max-held` may be, bytes.
 pub const LEAST_HELD: usize = MIB;
@@ -100,6 +108,10 @@ proxy_args! {
     policy_cache "policy-cache" "CALLBACK_GUARD_POLICY_CACHE" "FOLDER" "";
     /// Plain HTTP: probes, metrics, and on loopback the status page [default: [::]:9090, or 0.0.0.0:9090 without IPv6]
     admin_listen "admin-listen" "CALLBACK_GUARD_ADMIN_LISTEN" "ADDR:PORT" "";
+    /// Open connections of the admin port; at the limit the oldest is closed for a new one
+    max_admin_connections "max-admin-connections" "CALLBACK_GUARD_MAX_ADMIN_CONNECTIONS" "COUNT" MAX_ADMIN_CONNECTIONS;
+    /// How long a connection to the admin port may last as a whole
+    admin_timeout "admin-timeout" "CALLBACK_GUARD_ADMIN_TIMEOUT" "TIME" ADMIN_TIMEOUT;
     /// Threads that answer callbacks, 1 to 64
     workers "workers" "CALLBACK_GUARD_WORKERS" "COUNT" "1";
     /// PEM file with the authorities whose clients may call; watched. OpenIM itself has no client certificate
@@ -170,6 +182,8 @@ pub struct Proxy {
     pub require_policy: bool,
     /// Where the admin port is; `None` as above.
     pub admin_listen: Option<SocketAddr>,
+    /// `--max-admin-connections` and `--admin-timeout`
+    pub admin_limits: admin::Limits,
     /// `--workers`
     pub workers: usize,
     /// `--max-connections`
@@ -223,6 +237,7 @@ impl ProxyArgs {
     pub(super) fn read(&self, problems: &mut Problems) -> Option<Proxy> {
         let listen = problems.read_optional("--listen", &self.listen, socket);
         let admin_listen = problems.read_optional("--admin-listen", &self.admin_listen, socket);
+        let admin_limits = admin_limits(&self.max_admin_connections, &self.admin_timeout, problems);
         let tls = tls_source(self, problems);
         let tls_wait = tls_wait(self, problems);
         let upstream = upstream(self, problems);
@@ -272,6 +287,7 @@ impl ProxyArgs {
             policy_cache: policy_cache?,
             require_policy: require_policy?,
             admin_listen: admin_listen?,
+            admin_limits: admin_limits?,
             workers: workers?,
             max_connections: max_connections?,
             max_in_flight: max_in_flight?,
@@ -314,6 +330,17 @@ impl ProxyArgs {
             problems.found.extend(reason.lines().map(|line| format!("--policy-file: {line}")));
         }
     }
+}
+
+/// The bounds of an admin port.
+pub(super) fn admin_limits(
+    connections: &str,
+    timeout: &str,
+    problems: &mut Problems,
+) -> Option<admin::Limits> {
+    let connections = problems.count("--max-admin-connections", connections, 8, 65_536);
+    let timeout = problems.time("--admin-timeout", timeout, SECOND, HOUR);
+    Some(admin::Limits { connections: connections?, timeout: timeout? })
 }
 
 fn tls_source(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
