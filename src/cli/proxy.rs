@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use self::certificate::Certificate;
@@ -249,8 +249,13 @@ impl Service {
             accepting: Arc::new(AtomicUsize::new(config.workers)),
         };
         let (dead, died) = mpsc::unbounded_channel();
+        let mut starting = Vec::new();
         for socket in sockets {
-            workers.start(socket, self.readiness.latch("listener"), dead.clone());
+            starting.push(workers.start(socket, self.readiness.latch("listener"), dead.clone()));
+        }
+        // Whoever reads the line below may rely on /readyz.
+        for started in starting {
+            let _ = started.await;
         }
         reload(reloader, auth_reloader, &workers.tls, &self.metrics);
         info!(
@@ -374,7 +379,14 @@ struct Workers {
 }
 
 impl Workers {
-    fn start(&self, socket: std::net::TcpListener, latch: Latch, dead: mpsc::UnboundedSender<()>) {
+    /// Starts a worker. What is returned resolves when the worker listens, or has ended before.
+    fn start(
+        &self,
+        socket: std::net::TcpListener,
+        latch: Latch,
+        dead: mpsc::UnboundedSender<()>,
+    ) -> oneshot::Receiver<()> {
+        let (starting, started) = oneshot::channel();
         let (shared, drain) = (Arc::clone(&self.shared), self.drain.clone());
         let (tls, limits, connections) =
             (self.tls.clone(), self.limits.clone(), Arc::clone(&self.connections));
@@ -390,6 +402,7 @@ impl Workers {
                 let server =
                     Server { handler, tls, limits, connections, metrics: Arc::clone(&metrics), drain };
                 drop(latch);
+                drop(starting);
                 if let Err(error) = Rc::new(server).serve(socket).await {
                     error!(%error, "A worker cannot serve");
                     return;
@@ -407,8 +420,9 @@ impl Workers {
                 }
             });
         };
-        let started = thread::Builder::new().name("worker".to_owned()).spawn(work);
-        started.expect("a process that cannot start a worker cannot serve");
+        let thread = thread::Builder::new().name("worker".to_owned()).spawn(work);
+        thread.expect("a process that cannot start a worker cannot serve");
+        started
     }
 }
 
