@@ -13,6 +13,7 @@ mod descriptors;
 mod drain;
 mod effects;
 mod hostile;
+mod instructions;
 mod logs;
 mod matrix;
 mod memory_limit;

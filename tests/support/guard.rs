@@ -36,6 +36,8 @@ pub(crate) struct Builder {
     open_files: Option<[libc::rlim_t; 2]>,
     /// What it finds as `/sys/fs/cgroup`, if that is not the machine's.
     cgroup: Option<PathBuf>,
+    /// A tool with its arguments and the program that it runs; empty: the program of this build, by itself.
+    line: Vec<OsString>,
 }
 
 /// What it was when it did not start.
@@ -55,6 +57,7 @@ impl Guard {
             environment: Vec::new(),
             open_files: None,
             cgroup: None,
+            line: Vec::new(),
         }
     }
 
@@ -260,6 +263,12 @@ impl Builder {
         self
     }
 
+    /// Another program than the one of this build, as the last argument of a tool.
+    pub(crate) fn under(mut self, tool: &[&str], program: &Path) -> Builder {
+        self.line = tool.iter().map(OsString::from).chain([program.into()]).collect();
+        self
+    }
+
     /// The folder, before the start.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -304,9 +313,16 @@ impl Builder {
     }
 
     fn spawn(self) -> (Child, Folder, Arc<Lines>, Arc<Lines>) {
-        let Builder { folder, policy, flags, environment, open_files, cgroup } = self;
+        let Builder { folder, policy, flags, environment, open_files, cgroup, line } = self;
         let given = |name: &str| flags.iter().any(|flag| flag == name);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_callback-guard"));
+        let mut command = match line.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest);
+                command
+            }
+            None => Command::new(env!("CARGO_BIN_EXE_callback-guard")),
+        };
         command.arg("proxy");
         let self_signed = given("--tls-self-signed");
         let mut defaults = |name: &str, value: PathBuf| {
