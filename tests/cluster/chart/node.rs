@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::admission::{has_sidecar, node::openim_image, sidecars};
 use super::super::client::Client;
@@ -253,9 +253,11 @@ fn an_upgrade_and_a_rollback_lose_nothing(operator: &Operator<'_>, openim: &Open
         assert!(operator.policy(STARTER).contains("# by hand"), "{}", operator.policy(STARTER));
         assert!(!operator.policy(IN_VALUES).contains("# by hand"), "{}", operator.policy(IN_VALUES));
         // The new sidecar, also under load.
+        wait_for_new_pods(operator, "the upgrade", |pod| pod.to_string().contains("--workers=2"));
         restart(operator);
         assert!(operator.pods().iter().all(|pod| pod.to_string().contains("--workers=2")));
         operator.run(&format!("helm rollback {RELEASE} 1 -n {RELEASE} --wait"));
+        wait_for_new_pods(operator, "the rollback", |pod| !pod.to_string().contains("--workers=2"));
         restart(operator);
         assert!(
             operator.pods().iter().all(|pod| has_sidecar(pod) && !pod.to_string().contains("--workers=2"))
@@ -291,6 +293,15 @@ fn a_policy_moves_into_the_values_and_stays_when_it_leaves_them(operator: &Opera
     assert_eq!(operator.policy(STARTER), "defaults:\n  timeout: 1500ms\n");
     operator.upgrade("").unwrap_or_else(|said| panic!("upgrade: {said}"));
     assert_eq!(operator.policy(STARTER), "defaults:\n  timeout: 1500ms\n", "it is the user's again");
+}
+
+/// Waits until a new pod of the example would be so: the API server takes a second or two for policies and labels.
+fn wait_for_new_pods(operator: &Operator<'_>, what: &str, wanted: impl Fn(&Value) -> bool) {
+    eventually(what, || {
+        let dry = format!("kubectl -n {EXAMPLE} run probe --image=x --port=8080 --dry-run=server -o json");
+        let pod = serde_json::from_str(&operator.try_run(&dry).ok()?).expect("JSON");
+        wanted(&pod).then_some(())
+    });
 }
 
 fn restart(operator: &Operator<'_>) {
@@ -405,12 +416,7 @@ fn the_commands_of_the_documentation_do_the_same(operator: &Operator<'_>) {
     operator.run(install);
     operator.run(&format!("kubectl -n {RELEASE} rollout status deployment --timeout=120s"));
     operator.run(&format!("kubectl label namespace {EXAMPLE} callback-guard.io/inject=enabled"));
-    // The API server takes a second or two for new policies.
-    eventually("the policy", || {
-        let dry = format!("kubectl -n {EXAMPLE} run probe --image=x --port=8080 --dry-run=server -o json");
-        let pod = operator.try_run(&dry).ok()?;
-        has_sidecar(&serde_json::from_str(&pod).expect("JSON")).then_some(())
-    });
+    wait_for_new_pods(operator, "the policy", has_sidecar);
     restart(operator);
     guarded(2);
     // Applied again, nothing changes.
@@ -420,6 +426,7 @@ fn the_commands_of_the_documentation_do_the_same(operator: &Operator<'_>) {
         |line: &str| line.ends_with(" unchanged") || line.starts_with("poddisruptionbudget.policy/");
     assert!(again.lines().all(is_same), "{again}");
     operator.run(&format!("kubectl label namespace {EXAMPLE} callback-guard.io/inject-"));
+    wait_for_new_pods(operator, "no label", |pod| !has_sidecar(pod));
     restart(operator);
     operator.run(remove);
     assert!(
