@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracing::{error, info, warn};
 
 use super::args::{self, ADMIN_PORT};
-use super::process::{Signals, bind, local_runtime, report_panics};
+use super::process::{bind, local_runtime, open, report_panics};
 
 use crate::admin;
 use crate::controller::metrics::Metrics;
@@ -57,12 +57,7 @@ fn serve(args: args::Controller, admin: Bound, queue: &log::Queue, started: Inst
     };
     let shared = Rc::new(Shared::new(config, Metrics::new(queue.dropped())));
     local_runtime().block_on(async {
-        let opened = admin.into_sockets().and_then(|mut sockets| {
-            let listener =
-                tokio::net::TcpListener::from_std(sockets.pop().expect("a listener has a socket"))?;
-            Ok((listener, Signals::new()?))
-        });
-        let (listener, mut signals) = match opened {
+        let (listener, mut signals) = match open(admin) {
             Ok(opened) => opened,
             Err(error) => {
                 error!(%error, "Neither the admin port can be served nor signals be received");

@@ -30,7 +30,7 @@ use tracing::{error, info, warn};
 
 use super::args::{self, APP_PORT};
 use super::demo::app::{BAD_WORD, healthy_answer};
-use super::process::{Signals, bind, local_runtime, report_panics};
+use super::process::{bind, local_runtime, open, report_panics};
 use crate::admin::{Answer, json_text, text};
 use crate::callback::command;
 use crate::callback::target::Target;
@@ -77,11 +77,7 @@ pub fn run(config: args::DemoApp) -> u8 {
 
 async fn serve(config: args::DemoApp, listener: Bound, descriptors: Result<(), Shortage>) -> u8 {
     let address = listener.address();
-    let opened = listener.into_sockets().and_then(|mut sockets| {
-        let listener = TcpListener::from_std(sockets.pop().expect("a listener has a socket"))?;
-        Ok((listener, Signals::new()?))
-    });
-    let (listener, mut signals) = match opened {
+    let (listener, mut signals) = match open(listener) {
         Ok(opened) => opened,
         Err(error) => {
             error!(%error, "Neither can the port be served nor can signals be received");

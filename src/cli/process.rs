@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::error;
@@ -16,6 +17,12 @@ pub(super) fn local_runtime() -> LocalRuntime {
         .enable_all()
         .build_local(LocalOptions::default())
         .expect("a process that cannot make a runtime cannot serve")
+}
+
+/// The listener of one socket, and the signals, within a runtime.
+pub(super) fn open(bound: Bound) -> std::io::Result<(TcpListener, Signals)> {
+    let socket = bound.into_sockets()?.pop().expect("a listener has a socket");
+    Ok((TcpListener::from_std(socket)?, Signals::new()?))
 }
 
 /// SIGTERM, and SIGINT for people.

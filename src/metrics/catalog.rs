@@ -118,43 +118,46 @@ impl Catalog {
 
     /// Adds a metric. Its name has neither `_total` nor a unit, the help text no full stop: these are added.
     pub fn add<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, None, Audience::All);
-        self.registry.register(name, help, metric);
+        self.enter::<M>(name, help, None, Audience::All).register(name, help, metric);
     }
 
     /// Adds a metric in seconds.
     pub fn add_seconds<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, Some("seconds"), Audience::All);
-        self.registry.register_with_unit(name, help, Unit::Seconds, metric);
+        let registry = self.enter::<M>(name, help, Some("seconds"), Audience::All);
+        registry.register_with_unit(name, help, Unit::Seconds, metric);
     }
 
     /// Adds a metric in bytes.
     pub fn add_bytes<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, Some("bytes"), Audience::All);
-        self.registry.register_with_unit(name, help, Unit::Bytes, metric);
+        let registry = self.enter::<M>(name, help, Some("bytes"), Audience::All);
+        registry.register_with_unit(name, help, Unit::Bytes, metric);
     }
 
     /// Adds a metric that only callers on loopback see.
     pub fn add_on_loopback<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, None, Audience::Loopback);
-        self.on_loopback.register(name, help, metric);
+        self.enter::<M>(name, help, None, Audience::Loopback).register(name, help, metric);
     }
 
     /// Adds a metric in bytes that only callers on loopback see.
     pub fn add_bytes_on_loopback<M: Labeled>(&mut self, name: &'static str, help: &'static str, metric: M) {
-        self.enter::<M>(name, help, Some("bytes"), Audience::Loopback);
-        self.on_loopback.register_with_unit(name, help, Unit::Bytes, metric);
+        let registry = self.enter::<M>(name, help, Some("bytes"), Audience::Loopback);
+        registry.register_with_unit(name, help, Unit::Bytes, metric);
     }
 
+    /// Notes a metric for the reference. Returns where it is registered.
     fn enter<M: Labeled>(
         &mut self,
         name: &'static str,
         help: &'static str,
         unit: Option<&'static str>,
         audience: Audience,
-    ) {
+    ) -> &mut Registry {
         let kind = M::TYPE.as_str();
         self.entries.push(Entry { audience, prefix: self.prefix, name, unit, kind, help, labels: M::labels });
+        match audience {
+            Audience::All => &mut self.registry,
+            Audience::Loopback => &mut self.on_loopback,
+        }
     }
 
     /// OpenMetrics text of what this audience may see.

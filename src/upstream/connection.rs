@@ -70,7 +70,7 @@ impl Connection {
         let stream = dialer.dial().await?;
         let (mut written, mut local) = (0, true);
         if let Stream::Tcp(tcp) = &stream {
-            // A socket that cannot be told to send at once still works, a little later.
+            // Without the option the socket still works, a little later.
             let _ = tcp.set_nodelay(true);
             local = tcp.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
             if local {
@@ -102,7 +102,7 @@ impl Connection {
     /// no such delay.
     pub(super) fn acknowledge(&self) {
         if let Stream::Tcp(_) = self.stream {
-            // A socket that cannot be told acknowledges a little later.
+            // Without the option the kernel acknowledges a little later.
             let _ = self.socket().set_tcp_quickack(true);
         }
     }

@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use super::cluster::{Cluster, Stage, clean, eventually, target};
+use super::admission::node::openim_image;
+use super::cluster::{Cluster, Stage, can_hold, clean, eventually, target};
 use super::dns::NameServer;
 
 /// A guard that finds its app by a name.
@@ -61,6 +62,20 @@ pub(crate) fn image() -> (PathBuf, String) {
     assert!(built.status.success(), "tests/image guard --debug failed; what it said stands above");
     let archive = String::from_utf8(built.stdout).expect("a path").trim().to_owned();
     (PathBuf::from(archive), "callback-guard.test/callback-guard:debug".to_owned())
+}
+
+/// A node of its own with our image, whose name is returned, and with OpenIM's client. Mounted ConfigMaps and Secrets follow a change
+/// within seconds. `None` where the machine cannot hold a node.
+pub(crate) fn node_with_images() -> Option<(Cluster, String)> {
+    if !can_hold(Stage::B) {
+        return None;
+    }
+    let variables = [("CALLBACK_GUARD_TEST_SYNC_FREQUENCY", "1s")];
+    let cluster = Cluster::try_start(Stage::B, &variables, |_| {}).unwrap_or_else(|said| panic!("{said}"));
+    let (archive, image) = image();
+    cluster.import(&archive);
+    cluster.import(&openim_image());
+    Some((cluster, image))
 }
 
 #[test]

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::super::admission::{has_sidecar, node::openim_image, sidecars};
+use super::super::admission::{has_sidecar, sidecars};
 use super::super::client::Client;
-use super::super::cluster::{Cluster, Stage, can_hold, eventually, run};
+use super::super::cluster::{Cluster, eventually, run};
 use super::super::dns::NameServer;
-use super::super::image::image;
+use super::super::image::node_with_images;
 use super::super::openim::OpenIm;
 use super::super::operator::{EXAMPLE, Operator, RELEASE};
 use super::super::shop::Counts;
@@ -61,14 +61,7 @@ fn assert_by_app(counts: &Counts, least: u64) {
 
 #[test]
 fn from_helm_install_to_a_guarded_app_and_out_again() {
-    if !can_hold(Stage::B) {
-        return;
-    }
-    let variables = [("CALLBACK_GUARD_TEST_SYNC_FREQUENCY", "1s")];
-    let cluster = Cluster::try_start(Stage::B, &variables, |_| {}).unwrap_or_else(|said| panic!("{said}"));
-    let (archive, image) = image();
-    cluster.import(&archive);
-    cluster.import(&openim_image());
+    let Some((cluster, image)) = node_with_images() else { return };
     // The name that the chart and the manifests have, as it is on the nodes after `kind load`. A debug build has another.
     let name = format!("docker.io/library/callback-guard:{}", env!("CARGO_PKG_VERSION"));
     if image.ends_with(":debug") {
@@ -207,7 +200,7 @@ fn an_override_by_one_patch_is_over_by_itself(operator: &Operator<'_>, openim: &
     eventually("the app's verdict", || openim.ask(url, REFUSED).starts_with(BY_APP).then_some(()));
 }
 
-/// Creates pods in the example until it is told to stop: how many, and how many of them without exactly one sidecar.
+/// Creates pods in the example until `over` is set: how many, and how many of them without exactly one sidecar.
 fn creations(cluster: &Cluster, over: &AtomicBool) -> (usize, usize) {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::super::admission::{INJECT, has_sidecar, sidecars};
 use super::super::client::Client;
-use super::super::cluster::{Cluster, Stage, can_hold, clean, eventually, run};
+use super::super::cluster::{Cluster, clean, eventually, run};
 use super::super::dns::NameServer;
-use super::super::image::image;
+use super::super::image::node_with_images;
 use super::super::openim::OpenIm;
 use super::super::shop::Shop;
 use super::super::webhook::{Webhook, first_init_container};
@@ -167,14 +167,7 @@ impl Installed<'_> {
 
 #[test]
 fn certificates_and_cas_change_under_openims_client_and_pods_are_named_with_what_mends_them() {
-    if !can_hold(Stage::B) {
-        return;
-    }
-    let variables = [("CALLBACK_GUARD_TEST_SYNC_FREQUENCY", "1s")];
-    let cluster = Cluster::try_start(Stage::B, &variables, |_| {}).unwrap_or_else(|said| panic!("{said}"));
-    let (archive, image) = image();
-    cluster.import(&archive);
-    cluster.import(&super::super::admission::node::openim_image());
+    let Some((cluster, image)) = node_with_images() else { return };
     let shop = Shop::bare(&cluster, image.clone());
     let (own, openim) = (cluster.namespace(&[]), cluster.namespace(&[]));
     let stall = cluster.namespace(&[]);
