@@ -49,6 +49,7 @@ pub mod memory;
 pub mod log;
 pub mod drain;
 pub mod deadlines;
+pub mod turns;
 pub mod status;
 pub mod ready;
 pub mod api_server;
