@@ -23,8 +23,8 @@ pub mod target;
 /// The header of OpenIM's tracing ID, as every HTTP library compares it.
 pub const OPERATION_ID: &str = "operationid";
 
-/// Longest operation ID that is taken from a body into a header: twice what OpenIM joins.
-const OPERATION_ID_LIMIT: usize = 64 << 10;
+/// Longest operation ID, bytes: OpenIM joins up to 500 of them for one push, and this is twice as much.
+pub const OPERATION_ID_LIMIT: usize = 64 << 10;
 
 /// Longest part of an operation ID that is shown in a log or in a text. OpenIM joins up to 500 of them.
 pub const SHOWN_OPERATION_ID: usize = 128;

@@ -8,6 +8,10 @@ use bytes::Bytes;
 /// Up to this size an answer is not tied to its share: there are no more small ones than callbacks in flight.
 pub const SMALL_BODY_BYTES: usize = 8 << 10;
 
+/// What a callback takes from its first byte to the last of its answer, beside its head and bodies: stream, tasks, frames and the
+/// answer's head. Measured over HTTP/2: 10 to 12 KiB.
+pub const CALLBACK_BYTES: usize = 12 << 10;
+
 /// The count, shared by all threads.
 #[derive(Clone, Debug)]
 pub struct Held {
@@ -81,7 +85,19 @@ impl Held {
 }
 
 impl Holding {
-    /// Makes the share this large; it never shrinks. At the bound nothing changes.
+    /// Bytes of this share.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Makes the share no larger than this: what it was for was dropped.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.shared.bytes.fetch_sub(less, Ordering::Relaxed);
+    }
+
+    /// Makes the share this large; it never shrinks here. At the bound nothing changes.
     pub fn grow_to(&mut self, bytes: usize) -> Result<(), Full> {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return Ok(()) };
         let mut limit = self.shared.limit.load(Ordering::Relaxed);
@@ -127,7 +143,7 @@ mod tests {
         let held = Held::new(10);
         let (mut one, mut two) = (held.nothing(), held.nothing());
         assert_eq!(one.grow_to(6), Ok(()));
-        assert_eq!(one.grow_to(4), Ok(()), "a share never shrinks");
+        assert_eq!(one.grow_to(4), Ok(()), "growing never shrinks");
         assert_eq!(two.grow_to(5), Err(Full));
         assert_eq!(two.grow_to(4), Ok(()));
         assert_eq!(held.bytes(), 10);
@@ -135,6 +151,10 @@ mod tests {
         assert_eq!(held.bytes(), 4);
         assert_eq!(two.grow_to(10), Ok(()));
         assert_eq!(two.grow_to(usize::MAX), Err(Full), "an overflow is no way around the bound");
+        two.shrink_to(3);
+        assert_eq!((two.bytes(), held.bytes()), (3, 3));
+        two.shrink_to(9);
+        assert_eq!((two.bytes(), held.bytes()), (3, 3), "shrinking never grows");
     }
 
     #[test]

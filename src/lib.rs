@@ -34,6 +34,7 @@ pub mod reply;
 pub mod sidecar;
 // floor 1: edges. Each knows the domain and one outside thing.
 pub mod held;
+pub mod turns;
 pub mod wire;
 pub mod files;
 pub mod cgroup;
@@ -49,7 +50,6 @@ pub mod memory;
 pub mod log;
 pub mod drain;
 pub mod deadlines;
-pub mod turns;
 pub mod status;
 pub mod ready;
 pub mod api_server;

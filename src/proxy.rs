@@ -19,8 +19,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, header, request};
-use http_body_util::Full;
+use http::{Method, Request, Response, Version, header, request};
 use hyper::body::Body;
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
@@ -43,14 +42,21 @@ use crate::reply::{Reply, Why};
 use crate::server::Handler;
 use crate::settle::{Settled, settle};
 use crate::status::Recent;
+use crate::turns::Turns;
 use crate::upstream::outcome::{Failure, Outcome};
 use crate::upstream::{Address, Patience, Reuse, Upstream};
 use crate::verdict::{Finding, Findings, Verdict};
-use crate::wire::{self, ReadFault};
+use crate::wire::{self, AnswerBody, ReadFault};
+use admit::{Admitted, NotAdmitted};
+
+mod admit;
 
 /// tokio rounds a timer up to a whole millisecond, and epoll its wait once more. Aiming both earlier makes a fallback
 /// come by its deadline, and not up to two milliseconds behind it.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);
+
+/// Why a callback is answered without its body.
+const NO_MEMORY: &str = "the bytes held are at --max-held";
 
 /// What the proxy needs to know.
 #[derive(Clone, Debug)]
@@ -88,6 +94,8 @@ pub struct Shared {
     pub log: log::Queue,
     /// Bytes held.
     pub held: Held,
+    /// Bytes held for refusals, when nothing else is left.
+    pub refusals: Held,
     /// Callbacks put to the app.
     pub in_flight: Arc<AtomicUsize>,
     /// Whether connections to the app are used again.
@@ -104,6 +112,7 @@ pub struct Proxy {
     recorder: Recorder,
     drain: drain::Watch,
     deadlines: Deadlines,
+    turns: Rc<Turns>,
     /// The rule's name of what no rule matched.
     no_rule: Arc<str>,
     line: RefCell<String>,
@@ -116,8 +125,8 @@ pub struct Proxy {
 struct Notes {
     /// Where it was accepted: command, name and operation ID are its own then.
     callback: Option<Callback>,
-    /// The share of the bytes held that its body has.
-    holding: Option<Holding>,
+    /// Its share of memory.
+    share: Option<Holding>,
     command: Option<&'static Command>,
     name: String,
     operation_id: String,
@@ -160,7 +169,18 @@ impl Notes {
 }
 
 impl Handler for Proxy {
-    async fn answer<B>(self: Rc<Self>, request: Request<B>, peer: SocketAddr) -> Response<Full<Bytes>>
+    type Admitted = Admitted;
+
+    fn admit(&self, head: &mut request::Parts) -> Option<Admitted> {
+        Admitted::of(self, head)
+    }
+
+    async fn answer<B>(
+        self: Rc<Self>,
+        request: Request<B>,
+        peer: SocketAddr,
+        admitted: Admitted,
+    ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes>,
     {
@@ -169,9 +189,9 @@ impl Handler for Proxy {
         let _counted = self.shared.metrics.callback();
         let in_force = Arc::clone(&self.shared.in_force.borrow());
         let mut notes = Notes::default();
-        let reply = self.reply(request, peer, started, &in_force, &mut notes).await;
+        let reply = self.reply(request, peer, admitted, started, &in_force, &mut notes).await;
         self.record(&reply, &notes, started);
-        let response = wire::response(reply, notes.holding.take());
+        let response = wire::response(reply, notes.share.take());
         if bodiless { wire::without_body(response) } else { response }
     }
 }
@@ -181,22 +201,34 @@ impl Proxy {
     pub fn new(shared: Arc<Shared>, drain: drain::Watch) -> Proxy {
         let Config { upstream, max_answer_size, max_header_size, .. } = &shared.config;
         let (held, reuse) = (shared.held.clone(), Arc::clone(&shared.reuse));
-        let upstream = Upstream::new(upstream.clone(), *max_answer_size, *max_header_size, held, reuse);
+        let turns = Rc::new(Turns::default());
+        let limits = (*max_answer_size, *max_header_size);
+        let upstream = Upstream::new(upstream.clone(), limits, held, reuse, Rc::clone(&turns));
         let recorder = Recorder::new(Arc::clone(&shared.metrics));
         let (line, clock, generated) = (RefCell::default(), RefCell::default(), Cell::new(0));
         let (deadlines, no_rule) = (Deadlines::default(), Arc::from("none"));
-        Proxy { shared, upstream, recorder, drain, deadlines, no_rule, line, clock, generated }
+        Proxy { shared, upstream, recorder, drain, deadlines, turns, no_rule, line, clock, generated }
     }
 
-    /// Ends each callback by its deadline, for ever.
+    /// Ends each callback by its deadline, and gives long work its turns, for ever.
     pub async fn keep_time(&self) -> Infallible {
-        self.deadlines.keep(self.drain.clone()).await
+        tokio::select! {
+            biased;
+            never = self.deadlines.keep(self.drain.clone()) => never,
+            never = self.turns.keep() => never,
+        }
+    }
+
+    /// The turns of this worker.
+    pub fn turns(&self) -> Rc<Turns> {
+        Rc::clone(&self.turns)
     }
 
     async fn reply<B: Body<Data = Bytes>>(
         &self,
         request: Request<B>,
         peer: SocketAddr,
+        admitted: Admitted,
         started: Instant,
         in_force: &InForce,
         notes: &mut Notes,
@@ -206,29 +238,37 @@ impl Proxy {
         let mut body = pin!(body);
         let config = &self.shared.config;
         let until = started + policy.longest_timeout();
-        if let Some(rejection) = self.unwanted(&head) {
-            self.discard(body, until).await;
-            return self.rejected(&head, &rejection, in_force, notes);
+        let Admitted { share, refused } = admitted;
+        let share = notes.share.insert(share);
+        let refused = refused.or_else(|| self.unwanted(&head).map(NotAdmitted::Rejected));
+        if let Some(refused) = refused {
+            // Over HTTP/2 the answer does not wait for the body, and the body not in memory.
+            if head.version != Version::HTTP_2 {
+                self.discard(body, until).await;
+            }
+            return match refused {
+                NotAdmitted::Rejected(rejection) => self.rejected(&head, &rejection, in_force, notes),
+                NotAdmitted::NoMemory => self.unread(&head, Cause::Overloaded, NO_MEMORY, in_force, notes),
+            };
         }
+        let before = share.bytes();
         let read = tokio::select! {
             biased;
-            read = wire::read(body.as_mut(), config.max_request_size, &self.shared.held) => read,
+            read = wire::read(body.as_mut(), config.max_request_size, share) => read,
             end = self.deadlines.wait(until) => Err(match end {
                 End::Deadline => ReadFault::Slow,
                 End::Cut => ReadFault::Ending,
             }),
         };
-        let (bytes, holding) = match read {
+        if read.is_err() {
+            // What came of it was dropped.
+            share.shrink_to(before);
+        }
+        let bytes = match read {
             Ok(read) => read,
             Err(ReadFault::Full) => {
                 self.discard(body, until).await;
-                return self.unread(
-                    &head,
-                    Cause::Overloaded,
-                    "the bytes held are at --max-held",
-                    in_force,
-                    notes,
-                );
+                return self.unread(&head, Cause::Overloaded, NO_MEMORY, in_force, notes);
             }
             Err(ReadFault::Ending) => {
                 let detail = "the drain timeout came before the body";
@@ -246,7 +286,6 @@ impl Proxy {
                 return self.rejected(&head, &rejection, in_force, notes);
             }
         };
-        notes.holding = Some(holding);
         let raw = RawRequest { head, body: bytes };
         let callback = match Callback::parse(raw, policy.validation(), || self.generate()) {
             Ok(callback) => callback,
@@ -373,19 +412,15 @@ impl Proxy {
         answered.map_or_else(Outcome::Failed, Outcome::Answered)
     }
 
-    /// What is wrong with a request before its body is worth reading.
+    /// What is wrong with a request before its body is worth reading, beside the size of its head.
     fn unwanted(&self, head: &request::Parts) -> Option<Rejection> {
-        if let Some(auth) = &self.shared.auth {
-            let given = head.headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
-            if !auth.verify(given) {
-                return Some(Rejection::Unauthorized);
-            }
-        }
-        let (found, limit) = (wire::head_size(head), self.shared.config.max_header_size);
-        if found > limit {
-            return Some(Rejection::HeaderTooLarge { found, limit });
-        }
-        wire::head_fault(head)
+        self.unknown_caller(head).or_else(|| wire::head_fault(head))
+    }
+
+    fn unknown_caller(&self, head: &request::Parts) -> Option<Rejection> {
+        let auth = self.shared.auth.as_ref()?;
+        let given = head.headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+        (!auth.verify(given)).then_some(Rejection::Unauthorized)
     }
 
     fn rejected(

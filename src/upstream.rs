@@ -15,12 +15,14 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::held::{Held, Holding, SMALL_BODY_BYTES};
+use crate::turns::{Turn, Turns};
 use connection::{Connection, Found, Request};
 use dial::Dialer;
 use framing::{Framing, NoHead, unpack};
@@ -67,6 +69,8 @@ pub struct Upstream {
     /// Most bytes of an answer's head.
     head_limit: usize,
     held: Held,
+    /// Of the worker: a long answer is read in turns.
+    turns: Rc<Turns>,
     pool: RefCell<Pool>,
     reuse: Arc<Reuse>,
     /// Buffers of heads that were sent.
@@ -107,18 +111,18 @@ impl fmt::Debug for Patience<'_> {
 }
 
 impl Upstream {
-    /// An app at this address. `answer_limit` and `head_limit` are bytes.
+    /// An app at this address. The limits are bytes of an answer's body and of its head.
     pub fn new(
         address: Address,
-        answer_limit: usize,
-        head_limit: usize,
+        (answer_limit, head_limit): (usize, usize),
         held: Held,
         reuse: Arc<Reuse>,
+        turns: Rc<Turns>,
     ) -> Upstream {
         let (heads, presence) = (RefCell::default(), Cell::new(Presence::Unknown));
         let pool = RefCell::new(Pool::new(USE_LIMIT));
         let dialer = Dialer::new(address);
-        Upstream { dialer, answer_limit, head_limit, held, pool, reuse, heads, presence }
+        Upstream { dialer, answer_limit, head_limit, held, turns, pool, reuse, heads, presence }
     }
 
     /// An empty buffer for the head of a request: one that was used before, if there is one.
@@ -313,7 +317,8 @@ impl Upstream {
             Err(NoHead::Cut) => return Err(Failure::Cut { at: "inside the head of its answer" }.into()),
             Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
         };
-        let (body, holding) = connection.body(head.framing, self.answer_limit, &self.held).await?;
+        let turn = Turn::new(Rc::clone(&self.turns));
+        let (body, holding) = connection.body(head.framing, self.answer_limit, &self.held, turn).await?;
         if !connection.buffer.is_empty() {
             self.unsolicited(Instant::now());
         } else if head.keep_alive && sent.is_ok() && head.framing != Framing::UntilEnd {

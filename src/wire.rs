@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version, header, request};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame};
 use tokio::io::AsyncWrite;
 
 use crate::callback::rejection::Rejection;
 use crate::callback::target::UpstreamForm;
-use crate::callback::{Callback, OPERATION_ID};
-use crate::held::{Held, Holding, SMALL_BODY_BYTES, tie};
+use crate::callback::{Callback, OPERATION_ID, OPERATION_ID_LIMIT};
+use crate::held::{CALLBACK_BYTES, Holding};
 use crate::reply::Reply;
 use crate::verdict::Verdict;
 
@@ -46,11 +46,13 @@ pub enum ReadFault {
 }
 
 /// Reads a body whole: at most `limit` bytes. What does not fit is not read on here; see [`discard`].
-pub async fn read<B>(mut body: Pin<&mut B>, limit: usize, held: &Held) -> Result<(Bytes, Holding), ReadFault>
+/// `share` grows with it.
+pub async fn read<B>(mut body: Pin<&mut B>, limit: usize, share: &mut Holding) -> Result<Bytes, ReadFault>
 where
     B: Body<Data = Bytes>,
 {
-    let mut holding = held.nothing();
+    let before = share.bytes();
+    let mut count = |bytes: usize| share.grow_to(before + bytes).map_err(|_| ReadFault::Full);
     // What is announced counts only once it is there: an announcement costs its caller nothing.
     let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if announced.is_some_and(|bytes| bytes > limit) {
@@ -66,7 +68,7 @@ where
         }
         if first.is_empty() && rest.is_empty() {
             // Nearly every body comes in one piece: it is kept as it is.
-            holding.grow_to(data.len()).map_err(|_| ReadFault::Full)?;
+            count(data.len())?;
             first = data;
             continue;
         }
@@ -76,9 +78,9 @@ where
             first = Bytes::new();
         }
         rest.extend_from_slice(&data);
-        holding.grow_to(rest.len()).map_err(|_| ReadFault::Full)?;
+        count(rest.len())?;
     }
-    Ok((if rest.is_empty() { first } else { rest.freeze() }, holding))
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
 /// Reads a body that nobody wants to its end, within bounds, and not beyond `until`: the answer waits for it.
@@ -97,12 +99,67 @@ pub async fn discard<B: Body<Data = Bytes>>(body: Pin<&mut B>, until: Instant) {
     let _ = tokio::time::timeout_at(until.into(), pin!(all)).await;
 }
 
-/// The size of a head as HTTP/1 would write it, in bytes: the measure of `--max-header-size`, whatever the protocol.
-pub fn head_size(head: &request::Parts) -> usize {
-    let target = head.uri.path_and_query().map_or(1, |target| target.as_str().len());
-    let line = head.method.as_str().len() + target + " HTTP/1.1\r\n".len() + 1;
-    let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    line + fields + 2
+/// Most header fields of a callback: OpenIM's client sends 8, proxies in between add some. hyper has the same limit over HTTP/1.1.
+pub const FIELDS_LIMIT: usize = 100;
+
+/// What RFC 9113, section 6.5.2 counts for a field beside its name and its value.
+const FIELD_BYTES: usize = 32;
+
+/// What a head amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Header fields.
+    pub fields: usize,
+    /// Bytes as RFC 9113 counts them, 32 for each field beside its name and its value, whatever the protocol: the measure of
+    /// `--max-header-size`. Without the value of the operation ID.
+    pub bytes: usize,
+    /// Bytes of the operation ID.
+    pub operation_id: usize,
+}
+
+impl HeadSize {
+    /// Measures a head.
+    pub fn of(head: &request::Parts) -> HeadSize {
+        let target = head.uri.path_and_query().map_or(1, |target| target.as_str().len());
+        let line = head.method.as_str().len() + target + FIELD_BYTES;
+        let field =
+            |(name, value): (&HeaderName, &HeaderValue)| FIELD_BYTES + name.as_str().len() + value.len();
+        let fields: usize = head.headers.iter().map(field).sum();
+        let operation_id = head.headers.get(OPERATION_ID).map_or(0, HeaderValue::len);
+        HeadSize { fields: head.headers.len(), bytes: line + fields - operation_id, operation_id }
+    }
+
+    /// What is wrong with it.
+    pub fn fault(self, limit: usize) -> Option<Rejection> {
+        if self.fields > FIELDS_LIMIT {
+            return Some(Rejection::TooManyFields { found: self.fields, limit: FIELDS_LIMIT });
+        }
+        if self.operation_id > OPERATION_ID_LIMIT {
+            let (found, limit) = (self.operation_id, OPERATION_ID_LIMIT);
+            return Some(Rejection::OperationIdTooLarge { found, limit });
+        }
+        (self.bytes > limit).then_some(Rejection::HeaderTooLarge { found: self.bytes, limit })
+    }
+
+    /// Bytes that it takes in memory, at most: names, values and the table they are in, whose capacity is a power of two.
+    pub fn memory(self) -> usize {
+        2 * self.bytes + 2 * self.operation_id + TABLE_FIELD_BYTES * self.fields.next_power_of_two()
+    }
+}
+
+/// A place in the table of a `HeaderMap`: its entry and two index places.
+const TABLE_FIELD_BYTES: usize = 112;
+
+/// Longest operation ID that a refused head keeps, for the log.
+const STRIPPED_ID_BYTES: usize = 1 << 10;
+
+/// Takes everything out of a head that will not be forwarded, but what tells whose it was.
+pub fn strip(head: &mut request::Parts) {
+    let id = head.headers.remove(OPERATION_ID).filter(|id| id.len() <= STRIPPED_ID_BYTES);
+    head.headers = HeaderMap::new();
+    if let Some(id) = id {
+        head.headers.insert(OPERATION_ID, id);
+    }
 }
 
 /// Whether a header belongs to one connection and goes no further (RFC 9110, section 7.6.1, and the older names).
@@ -268,8 +325,17 @@ fn decimal(head: &mut Vec<u8>, mut number: u64) {
     head.extend_from_slice(&digits[at..]);
 }
 
-/// The answer as hyper writes it. A large body counts among the bytes held, by the share that comes along, until it is written.
-pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>> {
+/// The body of an answer, and the share of memory that its callback was counted with. The share is given back when the last byte is written.
+#[derive(Debug)]
+pub struct AnswerBody {
+    /// The body.
+    pub bytes: Bytes,
+    /// The share.
+    pub share: Option<Holding>,
+}
+
+/// The answer as hyper writes it.
+pub fn response(reply: Reply, mut share: Option<Holding>) -> Response<AnswerBody> {
     const VERDICT: HeaderName = HeaderName::from_static("callback-guard-verdict");
     const ORIGIN: HeaderName = HeaderName::from_static("callback-guard-origin");
     const CAUSE: HeaderName = HeaderName::from_static("callback-guard-cause");
@@ -277,11 +343,11 @@ pub fn response(reply: Reply, holding: Option<Holding>) -> Response<Full<Bytes>>
     let (status, verdict, origin, why, findings) =
         (reply.status(), reply.verdict(), reply.origin(), reply.why(), reply.findings());
     let (body, from_app) = reply.into_parts();
-    let body = match holding {
-        Some(holding) if body.len() > SMALL_BODY_BYTES => tie(body, holding),
-        Some(_) | None => body,
-    };
-    let mut response = Response::new(Full::new(body));
+    if let Some(share) = &mut share {
+        // At the bound the body is kept all the same: it is an answer that is owed.
+        let _ = share.grow_to(CALLBACK_BYTES + body.len());
+    }
+    let mut response = Response::new(AnswerBody { bytes: body, share });
     *response.status_mut() = status;
     *response.headers_mut() = from_app.unwrap_or_default();
     let headers = response.headers_mut();
@@ -324,9 +390,9 @@ pub fn poll_write_slices<W: AsyncWrite + Unpin>(
 }
 
 /// The answer to HEAD: the same head, the length included, and nothing behind it. Over HTTP/2 hyper leaves that to us.
-pub fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
-    let length = response.body().size_hint().exact().unwrap_or(0);
+pub fn without_body(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    let length = response.body().bytes.len();
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    *response.body_mut() = Full::default();
+    response.body_mut().bytes = Bytes::new();
     response
 }

@@ -159,7 +159,7 @@ fn floors_point_down() {
 
 /// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
 /// another step towards a knot, and has a reason.
-const EDGES: [(&str, &str, &str); 19] = [
+const EDGES: [(&str, &str, &str); 20] = [
     ("wire", "held", "a body is read under its share of the bytes held"),
     ("cgroup", "files", "the kernel's files are read with a bound"),
     ("tls", "files", "certificates are watched files"),
@@ -167,6 +167,7 @@ const EDGES: [(&str, &str, &str); 19] = [
     ("basic_auth", "files", "credentials are a watched file"),
     ("upstream", "held", "an answer is read under its share of the bytes held"),
     ("upstream", "wire", "both sides write slices and drop headers of one hop in the same way"),
+    ("upstream", "turns", "a long answer is read in turns"),
     ("upstream", "descriptors", "the last descriptors are the admin port's"),
     ("deadlines", "drain", "the cut of the drain is every wait's end"),
     ("settle", "upstream", "an outcome is what it settles"),

@@ -74,8 +74,26 @@ pub enum Rejection {
         limit: usize,
     },
     /// The head is over its limit, in bytes.
-    #[error("the request head is {found} bytes: at most {limit} are taken (--max-header-size)")]
+    #[error(
+        "the request head is {found} bytes, 32 added for each field: at most {limit} are taken (--max-header-size)"
+    )]
     HeaderTooLarge {
+        /// Its size.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The head has too many fields.
+    #[error("the request head has {found} fields: at most {limit} are taken")]
+    TooManyFields {
+        /// How many.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The operation ID is over its limit, in bytes.
+    #[error("the operationID header is {found} bytes: at most {limit} are taken")]
+    OperationIdTooLarge {
         /// Its size.
         found: usize,
         /// The limit.
@@ -150,7 +168,9 @@ impl Rejection {
             Rejection::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Rejection::Unauthorized => StatusCode::UNAUTHORIZED,
             Rejection::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Rejection::HeaderTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Rejection::HeaderTooLarge { .. }
+            | Rejection::TooManyFields { .. }
+            | Rejection::OperationIdTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Rejection::SlowBody { .. } => StatusCode::REQUEST_TIMEOUT,
             Rejection::UnknownCommand { .. } => StatusCode::NOT_FOUND,
             Rejection::NoCommand
@@ -186,7 +206,10 @@ impl Rejection {
             | Rejection::NotAnObject { .. }
             | Rejection::NotUtf8 { .. }
             | Rejection::BodyCut => RejectionCause::Body,
-            Rejection::TooLarge { .. } | Rejection::HeaderTooLarge { .. } => RejectionCause::TooLarge,
+            Rejection::TooLarge { .. }
+            | Rejection::HeaderTooLarge { .. }
+            | Rejection::TooManyFields { .. }
+            | Rejection::OperationIdTooLarge { .. } => RejectionCause::TooLarge,
             Rejection::HostMissing | Rejection::TwoHosts | Rejection::ConnectionOptions { .. } => {
                 RejectionCause::Head
             }

@@ -18,6 +18,7 @@ use super::process::{Signals, bind, local_runtime, report_panics};
 use crate::admin;
 use crate::admin::proxy::ProxyPages;
 use crate::basic_auth::{self, BasicAuth};
+use crate::callback::OPERATION_ID_LIMIT;
 use crate::cgroup::Cgroup;
 use crate::descriptors::{self, Shortage};
 use crate::drain::{self, Drain, Stage};
@@ -49,6 +50,9 @@ const LAST_WRITES: Duration = Duration::from_millis(500);
 
 /// Open files that no flag counts: listeners, runtimes, signals, the log, files that are read, the API server.
 const OTHER_FILES: usize = 64;
+
+/// Which part of `--max-held` there is on top for refusals.
+const REFUSALS_SHARE: usize = 8;
 
 /// How often the end looks whether it is over.
 const TICK: Duration = Duration::from_millis(10);
@@ -155,6 +159,7 @@ impl Loaded {
             auth: self.auth,
             metrics: Arc::clone(&self.metrics),
             log: self.log,
+            refusals: Held::new(held.limit() / REFUSALS_SHARE),
             held,
             in_flight: Arc::new(AtomicUsize::new(0)),
             reuse: Arc::new(Reuse::new(config.upstream_reuse, self.metrics.unsolicited_answers())),
@@ -396,11 +401,14 @@ impl Workers {
             let _dead = Dead(dead);
             let alive = drain.clone();
             let metrics = Arc::clone(&shared.metrics);
+            let held = shared.held.clone();
             let handler = Rc::new(Proxy::new(shared, drain.clone()));
+            let turns = handler.turns();
             let keeper = Rc::clone(&handler);
             let serve = async {
+                let counted = Arc::clone(&metrics);
                 let server =
-                    Server { handler, tls, limits, connections, metrics: Arc::clone(&metrics), drain };
+                    Server { handler, tls, limits, connections, turns, held, metrics: counted, drain };
                 drop(latch);
                 drop(starting);
                 if let Err(error) = Rc::new(server).serve(socket).await {
@@ -533,6 +541,7 @@ fn limits(config: &args::Proxy) -> Limits {
         handshake_timeout: config.handshake_timeout,
         header_timeout: config.header_timeout,
         header_limit: config.max_header_size,
+        large_field_limit: OPERATION_ID_LIMIT,
         connection_age: config.max_connection_age,
         idle_timeout: config.idle_timeout,
     }

@@ -20,7 +20,7 @@ pub(super) const NO_CAUSE: &str = "none";
 pub(super) const ALLOW: &str = "allow";
 pub(super) const DENY: &str = "deny";
 
-/// Why a connection was closed on the level of HTTP.
+/// Why a connection was closed on the level of HTTP. In the order of its labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadHttp {
     /// The head of a request took longer than `--header-timeout`.
@@ -29,11 +29,27 @@ pub enum BadHttp {
     Malformed,
     /// The caller disconnected, or broke a rule of HTTP/2.
     Ended,
+    /// More frames than callbacks need.
+    Flood,
+    /// What the connection keeps does not fit into `--max-held`.
+    NoMemory,
+    /// An answer was not taken in time.
+    Unread,
+    /// Most callbacks were reset before their answer.
+    Abandons,
 }
 
 impl BadHttp {
     /// All of them, in the order of the documentation.
-    pub const ALL: [BadHttp; 3] = [BadHttp::SlowHead, BadHttp::Malformed, BadHttp::Ended];
+    pub const ALL: [BadHttp; 7] = [
+        BadHttp::SlowHead,
+        BadHttp::Malformed,
+        BadHttp::Ended,
+        BadHttp::Flood,
+        BadHttp::NoMemory,
+        BadHttp::Unread,
+        BadHttp::Abandons,
+    ];
 
     /// The label.
     pub const fn label(self) -> &'static str {
@@ -41,6 +57,10 @@ impl BadHttp {
             BadHttp::SlowHead => "slow-head",
             BadHttp::Malformed => "malformed",
             BadHttp::Ended => "ended",
+            BadHttp::Flood => "flood",
+            BadHttp::NoMemory => "no-memory",
+            BadHttp::Unread => "unread-answer",
+            BadHttp::Abandons => "abandons",
         }
     }
 }

@@ -1,11 +1,11 @@
-//! A connection's stream: what it is doing, and when a head on it has taken too long.
+//! A connection's stream: what it is doing, what it may read and write in one turn, and when a head on it has taken too long.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,11 +13,24 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
+use super::answer::Unwritten;
+use super::frames::Frames;
 use super::rarely::Gate;
+use crate::held::{Held, Holding};
+use crate::metrics::BadHttp;
+use crate::turns::Turn;
 use crate::wire;
 
-/// The client's half of the HTTP/2 preface (RFC 9113, section 3.4).
-const H2_PREFACE_BYTES: usize = 24;
+/// What may be read of a head over HTTP/1.1 before it counts among the bytes held: it is in a buffer that every connection has.
+const FREE_HEAD_BYTES: usize = 8 << 10;
+
+/// In which steps the memory that a connection keeps is counted. Below the first it is part of what every connection has.
+const SHARE_STEP: usize = 16 << 10;
+
+/// How many callbacks in so long a caller may abandon, if they are more than half of all: a caller with a timeout shorter than
+/// the policy's abandons some, and an attacker nearly all.
+const ABANDONED_LIMIT: u32 = 100;
+const ABANDONED_WINDOW: Duration = Duration::from_secs(10);
 
 /// What a connection is doing, seen by its stream, its service and whoever drives it.
 pub(super) struct Activity {
@@ -30,57 +43,140 @@ pub(super) struct Activity {
     unread_head: Cell<usize>,
     /// Whether the end was announced, or is with the next answer.
     pub(super) ending: Cell<bool>,
-    /// Whether a request ever came.
-    served: Cell<bool>,
+    /// Requests that came.
+    begun: Cell<u64>,
+    /// Answers that are not written yet.
+    pub(super) unwritten: Rc<Unwritten>,
+    /// Memory that a head under way and the HTTP/2 decoder keep.
+    share: RefCell<Option<Holding>>,
+    /// Why it is to end, set by whoever finds that out.
+    verdict: Cell<Option<Ending>>,
+    /// Nothing more is read.
+    pub(super) deaf: Cell<bool>,
+    abandoned: Cell<Abandoned>,
+}
+
+/// Why a connection is to end before its age, beside its own errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// At once: not even a refusal can be kept for it.
+    NoMemory,
+    /// After what is in hand: what it keeps does not fit.
+    Crowded,
+    /// After what is in hand, and it is not read any more: it abandons what it asks.
+    Abandons,
+}
+
+/// Callbacks that were abandoned in this window.
+#[derive(Clone, Copy)]
+struct Abandoned {
+    since: Instant,
+    begun: u64,
+    count: u32,
 }
 
 impl Activity {
     pub(super) fn new(h2: bool) -> Activity {
+        let now = Instant::now();
         Activity {
             h2,
             active: Cell::new(0),
-            quiet_since: Cell::new(Instant::now()),
+            quiet_since: Cell::new(now),
             unread_head: Cell::new(0),
             ending: Cell::new(false),
-            served: Cell::new(false),
+            begun: Cell::new(0),
+            unwritten: Rc::default(),
+            share: RefCell::default(),
+            verdict: Cell::new(None),
+            deaf: Cell::new(false),
+            abandoned: Cell::new(Abandoned { since: now, begun: 0, count: 0 }),
         }
     }
 
     pub(super) fn begin(self: &Rc<Self>) -> Active {
         self.active.set(self.active.get() + 1);
         self.unread_head.set(0);
-        self.served.set(true);
-        Active(Rc::clone(self))
+        self.begun.set(self.begun.get() + 1);
+        if !self.h2 {
+            // The callback counts its head itself.
+            self.share.take();
+        }
+        Active { activity: Rc::clone(self), answered: false }
     }
 
-    /// Whether the caller owes us the rest of something: over HTTP/1 a head that has begun, over HTTP/2 the preface. (A
-    /// later frame that stalls there costs the caller its connection, whose age is bounded.)
-    fn owes(&self) -> bool {
-        let unread = self.unread_head.get();
-        if self.h2 {
-            !self.served.get() && unread < H2_PREFACE_BYTES
-        } else {
-            self.active.get() == 0 && unread > 0
+    /// Ends the connection, unless it ends for another reason already.
+    pub(super) fn end(&self, why: Ending) {
+        self.verdict.set(self.verdict.get().or(Some(why)));
+    }
+
+    /// Why it is to end, if that was not told before.
+    pub(super) fn take_verdict(&self) -> Option<Ending> {
+        self.verdict.take()
+    }
+
+    /// Counts memory that the connection keeps beside its callbacks.
+    fn keep(&self, bytes: usize, held: &Held) -> Result<(), crate::held::Full> {
+        let bytes = if bytes < SHARE_STEP { 0 } else { bytes.next_multiple_of(SHARE_STEP) };
+        let mut share = self.share.borrow_mut();
+        let kept = share.as_ref().map_or(0, Holding::bytes);
+        if bytes <= kept && (bytes > 0 || kept == 0) && bytes + 2 * SHARE_STEP > kept {
+            return Ok(());
+        }
+        if bytes < kept {
+            *share = None;
+        }
+        if bytes == 0 {
+            return Ok(());
+        }
+        share.get_or_insert_with(|| held.nothing()).grow_to(bytes)
+    }
+
+    fn abandon(&self) {
+        let mut abandoned = self.abandoned.get();
+        let now = Instant::now();
+        if now.saturating_duration_since(abandoned.since) > ABANDONED_WINDOW {
+            abandoned = Abandoned { since: now, begun: self.begun.get() - 1, count: 0 };
+        }
+        abandoned.count += 1;
+        self.abandoned.set(abandoned);
+        let begun = self.begun.get() - abandoned.begun;
+        if abandoned.count > ABANDONED_LIMIT && u64::from(abandoned.count) * 2 > begun {
+            self.deaf.set(true);
+            self.end(Ending::Abandons);
         }
     }
 }
 
 /// A request being answered, until it is dropped.
-pub(super) struct Active(Rc<Activity>);
+pub(super) struct Active {
+    activity: Rc<Activity>,
+    answered: bool,
+}
+
+impl Active {
+    /// Its answer is there.
+    pub(super) fn answered(&mut self) {
+        self.answered = true;
+    }
+}
 
 impl Deref for Active {
     type Target = Activity;
 
     fn deref(&self) -> &Activity {
-        &self.0
+        &self.activity
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-        self.0.quiet_since.set(Instant::now());
-        self.0.unread_head.set(0);
+        self.activity.active.set(self.activity.active.get() - 1);
+        self.activity.unread_head.set(0);
+        if self.answered {
+            self.activity.quiet_since.set(Instant::now());
+        } else {
+            self.activity.abandon();
+        }
     }
 }
 
@@ -123,15 +219,118 @@ impl AsyncWrite for Caller {
     }
 }
 
-/// A caller's stream that ends when a head takes too long. The time runs from its first byte, so that an idle
-/// connection is left alone.
+/// A caller's stream. It ends when a head takes too long, whose time runs from its first byte, so that an idle connection is
+/// left alone; and it reads and writes in turns.
 pub(super) struct Watched {
-    pub(super) stream: TlsStream<Caller>,
-    pub(super) activity: Rc<Activity>,
-    pub(super) limit: Duration,
-    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    stream: TlsStream<Caller>,
+    activity: Rc<Activity>,
+    limit: Duration,
+    /// Runs while a head is under way, and how many heads there were before it.
+    timer: Option<(Pin<Box<Sleep>>, u64)>,
     /// hyper reads several times a callback; the socket has something once.
-    pub(super) readable: Gate,
+    readable: Gate,
+    turn: Turn,
+    /// Over HTTP/2.
+    frames: Option<Box<Frames>>,
+    held: Held,
+    /// Callbacks and bytes of answers that the frames were credited with.
+    credited: u64,
+    written: usize,
+}
+
+/// Why a read of [`Watched`] fails, beside what the socket says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(super) struct ReadRefused {
+    pub(super) fault: BadHttp,
+    text: &'static str,
+}
+
+fn refused(fault: BadHttp, text: &'static str) -> io::Error {
+    io::Error::other(ReadRefused { fault, text })
+}
+
+impl Watched {
+    pub(super) fn new(
+        stream: TlsStream<Caller>,
+        activity: Rc<Activity>,
+        limit: Duration,
+        turn: Turn,
+        held: Held,
+    ) -> Watched {
+        let frames = activity.h2.then(|| Box::new(Frames::new(activity.quiet_since.get())));
+        let (timer, readable) = (None, Gate::new());
+        Watched { stream, activity, limit, timer, readable, turn, frames, held, credited: 0, written: 0 }
+    }
+
+    /// Reads into the buffer, or into its beginning where frames may begin.
+    fn read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let limit = self.frames.as_ref().map_or(usize::MAX, |frames| frames.read_limit());
+        let stream = Pin::new(&mut self.stream);
+        if buffer.remaining() <= limit {
+            return self.readable.poll(cx, |cx| stream.poll_read(cx, buffer));
+        }
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(limit));
+        ready!(self.readable.poll(cx, |cx| stream.poll_read(cx, &mut part)))?;
+        let count = part.filled().len();
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Follows what was read.
+    fn follow(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let activity = &self.activity;
+        let Some(frames) = &mut self.frames else {
+            activity.unread_head.set(activity.unread_head.get() + bytes.len());
+            let head = activity.unread_head.get();
+            // A buffer that grows is as large again.
+            if activity.active.get() == 0
+                && head > FREE_HEAD_BYTES
+                && activity.keep(2 * head, &self.held).is_err()
+            {
+                return Err(refused(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
+            }
+            return Ok(());
+        };
+        let begun = activity.begun.get();
+        if begun > self.credited {
+            frames.callbacks((begun - self.credited) as u32);
+            self.credited = begun;
+        }
+        let blocks = frames.blocks();
+        frames.read(bytes, Instant::now).map_err(|abuse| refused(BadHttp::Flood, abuse.text()))?;
+        let (head, pinned) = (frames.head_bytes(), frames.pinned_bytes());
+        if head > 0 && activity.keep(head + pinned, &self.held).is_err() {
+            return Err(refused(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
+        }
+        if head == 0 && frames.blocks() != blocks && activity.keep(pinned, &self.held).is_err() {
+            activity.end(Ending::Crowded);
+        }
+        Ok(())
+    }
+
+    /// Whether the caller owes us the rest of something, and how many heads it has sent before: over HTTP/1 a head that has
+    /// begun, over HTTP/2 the preface or a head. (DATA that stalls there is waited for by its callback.)
+    fn owes(&self) -> Option<u64> {
+        let activity = &self.activity;
+        match &self.frames {
+            Some(frames) => frames.owes().then(|| frames.blocks()),
+            None => {
+                (activity.active.get() == 0 && activity.unread_head.get() > 0).then(|| activity.begun.get())
+            }
+        }
+    }
+
+    fn wrote(&mut self, count: usize) {
+        self.turn.spend(count);
+        if let Some(frames) = &mut self.frames {
+            self.written += count;
+            if self.written >= 1 << 10 {
+                frames.written((self.written >> 10) as u32);
+                self.written %= 1 << 10;
+            }
+        }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -141,30 +340,40 @@ impl AsyncRead for Watched {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buffer.filled().len();
-        let stream = Pin::new(&mut this.stream);
-        let read = this.readable.poll(cx, |cx| stream.poll_read(cx, buffer));
-        let activity = &this.activity;
-        if read.is_ready() {
-            activity.unread_head.set(activity.unread_head.get() + buffer.filled().len() - before);
-            return read;
-        }
-        if !activity.owes() {
-            this.timer = None;
+        if this.activity.deaf.get() {
+            // Whoever drives the connection ends it.
             return Poll::Pending;
         }
-        let limit = this.limit;
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until((Instant::now() + limit).into())));
-        timer
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the head took too long")))
+        ready!(this.turn.poll(cx));
+        let before = buffer.filled().len();
+        match this.read(cx, buffer) {
+            Poll::Ready(Ok(())) => {
+                let read = &buffer.filled()[before..];
+                this.turn.spend(read.len());
+                return Poll::Ready(this.follow(read));
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => this.turn.pause(),
+        }
+        let Some(head) = this.owes() else {
+            this.timer = None;
+            return Poll::Pending;
+        };
+        if this.timer.as_ref().is_none_or(|(_, timed)| *timed != head) {
+            this.timer = Some((Box::pin(sleep_until((Instant::now() + this.limit).into())), head));
+        }
+        let (timer, _) = this.timer.as_mut().expect("set above");
+        timer.as_mut().poll(cx).map(|()| Err(refused(BadHttp::SlowHead, "the head took too long")))
     }
 }
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        let this = self.get_mut();
+        ready!(this.turn.poll(cx));
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
+        this.wrote(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -180,7 +389,11 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+        let this = self.get_mut();
+        ready!(this.turn.poll(cx));
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
+        this.wrote(written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

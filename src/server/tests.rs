@@ -15,12 +15,19 @@ use crate::tls::{self, SelfSigned};
 struct Nothing;
 
 impl Handler for Nothing {
+    type Admitted = ();
+
+    fn admit(&self, _: &mut request::Parts) -> Option<()> {
+        Some(())
+    }
+
     async fn answer<B: Body<Data = Bytes>>(
         self: Rc<Self>,
         _: Request<B>,
         _: SocketAddr,
-    ) -> Response<Full<Bytes>> {
-        Response::new(Full::default())
+        (): (),
+    ) -> Response<AnswerBody> {
+        Response::new(AnswerBody { bytes: Bytes::new(), share: None })
     }
 }
 
@@ -39,10 +46,13 @@ async fn idle_connection(
             handshake_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
             header_limit: 1 << 10,
+            large_field_limit: 0,
             connection_age: Duration::from_millis(1),
             idle_timeout,
         },
         connections: Arc::new(Semaphore::new(8)),
+        turns: Rc::default(),
+        held: Held::new(1 << 20),
         metrics: Arc::new(Metrics::new(Counter::default())),
         drain: drain.watch(),
     };

@@ -20,6 +20,7 @@ use super::outcome::Failure;
 use super::reuse::Usage;
 use super::stream::Stream;
 use crate::held::{Held, Holding};
+use crate::turns::Turn;
 use crate::verdict::Invalid;
 use crate::wire;
 
@@ -203,6 +204,7 @@ impl Connection {
         framing: Framing,
         limit: usize,
         held: &Held,
+        mut turn: Turn,
     ) -> Result<(Bytes, Holding), Failure> {
         const CUT: Failure = Failure::Cut { at: "inside the body of its answer" };
         let too_large = || Failure::Invalid(Invalid::TooLarge { limit });
@@ -214,7 +216,7 @@ impl Connection {
                 hold(length)?;
                 // Room for what is announced is made as it comes: an announcement costs the app nothing.
                 while self.buffer.len() < length {
-                    if !matches!(self.more().await, Ok(1..)) {
+                    if !matches!(self.more_in_turn(&mut turn).await, Ok(1..)) {
                         return Err(CUT);
                     }
                 }
@@ -225,7 +227,7 @@ impl Connection {
                 if self.buffer.len() > limit {
                     return Err(too_large());
                 }
-                match self.more().await {
+                match self.more_in_turn(&mut turn).await {
                     Ok(0) => break self.take(self.buffer.len()),
                     Ok(_) => {}
                     Err(_) => return Err(CUT),
@@ -243,7 +245,7 @@ impl Connection {
                     if done {
                         break body.freeze();
                     }
-                    if !matches!(self.more().await, Ok(1..)) {
+                    if !matches!(self.more_in_turn(&mut turn).await, Ok(1..)) {
                         return Err(CUT);
                     }
                 }
@@ -260,6 +262,13 @@ impl Connection {
         let body = Bytes::copy_from_slice(&self.buffer[..length]);
         self.buffer.advance(length);
         body
+    }
+
+    async fn more_in_turn(&mut self, turn: &mut Turn) -> io::Result<usize> {
+        turn.next().await;
+        let count = self.more().await?;
+        turn.spend(count);
+        Ok(count)
     }
 
     async fn more(&mut self) -> io::Result<usize> {

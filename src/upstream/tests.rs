@@ -359,7 +359,7 @@ impl App {
 /// slow.
 fn upstream_at(address: Address, held: Held) -> Upstream {
     let reuse = Arc::new(Reuse::new(true, Counter::default()));
-    let upstream = Upstream::new(address, ANSWER_LIMIT, HEAD_LIMIT, held, reuse);
+    let upstream = Upstream::new(address, (ANSWER_LIMIT, HEAD_LIMIT), held, reuse, Rc::default());
     upstream.pool.borrow_mut().use_limit = Duration::MAX;
     upstream
 }
@@ -383,7 +383,12 @@ async fn ask_with(
     let (until, refused) = (Instant::now() + Duration::from_secs(30), Cell::new(false));
     let patience = Patience { now: Instant::now(), until, ending, refused: &refused };
     let exchange = upstream.exchange(head_for(body.len()), &body, patience);
-    tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an exchange that comes to an end")
+    let exchange = tokio::time::timeout(Duration::from_secs(30), exchange);
+    tokio::select! {
+        biased;
+        never = upstream.turns.keep() => match never {},
+        ended = exchange => ended.expect("an exchange that comes to an end"),
+    }
 }
 
 /// What came of an exchange, in a few words. The system's own words are left out.
@@ -445,9 +450,20 @@ async fn a_second_answer_is_not_that_to_the_next_request_and_ends_all_reuse() {
     let found = Counter::default();
     let reuse = Arc::new(Reuse::new(true, found.clone()));
     // Another worker of the same process.
-    let other =
-        Upstream::new(app.address.clone(), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20), Arc::clone(&reuse));
-    let upstream = Upstream::new(app.address.clone(), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20), reuse);
+    let other = Upstream::new(
+        app.address.clone(),
+        (ANSWER_LIMIT, HEAD_LIMIT),
+        Held::new(1 << 20),
+        Arc::clone(&reuse),
+        Rc::default(),
+    );
+    let upstream = Upstream::new(
+        app.address.clone(),
+        (ANSWER_LIMIT, HEAD_LIMIT),
+        Held::new(1 << 20),
+        reuse,
+        Rc::default(),
+    );
     let body = async |upstream: &Upstream, body: &'static str| {
         String::from_utf8(ask(upstream, body).await.expect("an answer").body.to_vec()).expect("text")
     };
@@ -469,8 +485,13 @@ async fn bytes_on_a_new_connection_are_no_answer_and_nothing_is_sent() {
     let listener = UnixListener::bind(greeting_path()).expect("a socket");
     let found = Counter::default();
     let reuse = Arc::new(Reuse::new(false, found.clone()));
-    let upstream =
-        Upstream::new(Address::Unix(greeting_path()), ANSWER_LIMIT, HEAD_LIMIT, Held::new(1 << 20), reuse);
+    let upstream = Upstream::new(
+        Address::Unix(greeting_path()),
+        (ANSWER_LIMIT, HEAD_LIMIT),
+        Held::new(1 << 20),
+        reuse,
+        Rc::default(),
+    );
     let app = thread::spawn(move || {
         let mut got = Vec::new();
         for _ in 0..200 {

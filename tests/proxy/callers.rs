@@ -201,20 +201,21 @@ async fn silent_and_babbling_callers_do_not_get_in_the_way_of_a_good_one() {
 }
 
 #[tokio::test]
-async fn a_thousand_streams_of_one_connection_are_all_answered() {
+async fn five_hundred_streams_of_one_connection_are_all_answered() {
     let gate = Gate::closed();
     let acts = vec![Act::Wait(gate.clone()), Act::json(crate::support::app::ALLOW)];
     let app = App::start(move |_| acts.clone());
     let guard = Guard::with("defaults: {callerTimeout: 15s, timeout: 14s}").upstream(&app).start();
     let mut caller = Caller::h2(&guard).await;
     let mut callbacks = JoinSet::new();
-    for _ in 0..1000 {
+    for _ in 0..600 {
         callbacks.spawn(caller.begin(&Call::new(COMMAND)));
     }
-    app.wait_for_asked(1000).await;
-    assert_eq!(guard.metric("callback_guard_in_flight"), 1000.0);
+    // As many as the guard lets a connection open; the caller holds the others back.
+    app.wait_for_asked(512).await;
+    assert_eq!(guard.metric("callback_guard_in_flight"), 512.0);
     gate.open();
-    while let Some(answered) = within("the thousand", callbacks.join_next()).await {
+    while let Some(answered) = within("all of them", callbacks.join_next()).await {
         let answer = answered.expect("no panic").expect("an answer");
         assert_eq!((answer.status, answer.told().as_str()), (200, "allow upstream -"));
     }

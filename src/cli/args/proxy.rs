@@ -129,8 +129,9 @@ proxy_args! {
     max_request_size "max-request-size" "CALLBACK_GUARD_MAX_REQUEST_SIZE" "SIZE" "8MiB";
     /// Body of the app's answer
     max_answer_size "max-answer-size" "CALLBACK_GUARD_MAX_ANSWER_SIZE" "SIZE" "8MiB";
-    /// Head of a callback; OpenIM joins up to 500 operation IDs in one header
-    max_header_size "max-header-size" "CALLBACK_GUARD_MAX_HEADER_SIZE" "SIZE" "64KiB";
+    /// Head of a callback, with 32 bytes added for each field; the operation ID may have 64 KiB on top, as OpenIM joins up
+    /// to 500 of them
+    max_header_size "max-header-size" "CALLBACK_GUARD_MAX_HEADER_SIZE" "SIZE" "16KiB";
     /// TLS handshake
     handshake_timeout "handshake-timeout" "CALLBACK_GUARD_HANDSHAKE_TIMEOUT" "TIME" "5s";
     /// Head of a callback, from its first byte

@@ -1,0 +1,49 @@
+//! Lets a callback in when its head comes: counts what it takes of memory, and refuses at once what is too large.
+//!
+//! Over HTTP/2 the heads of many streams are decoded in one go, and one of them may take seven times its size in memory. So
+//! a head is judged in the poll that decoded it, and one that is refused is dropped before the next.
+
+use http::request;
+
+use super::Proxy;
+use crate::callback::rejection::Rejection;
+use crate::held::{CALLBACK_BYTES, Holding};
+use crate::wire::{self, HeadSize};
+
+/// What was found out when the head of a request came.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Its share of memory.
+    pub(super) share: Holding,
+    /// Why it is not let in; its head was stripped then.
+    pub(super) refused: Option<NotAdmitted>,
+}
+
+/// Why a callback is answered without a look at its body.
+#[derive(Debug)]
+pub(super) enum NotAdmitted {
+    Rejected(Rejection),
+    NoMemory,
+}
+
+impl Admitted {
+    /// Judges a head, and strips it if it is refused. `None`: not even a refusal can be counted.
+    pub(super) fn of(proxy: &Proxy, head: &mut request::Parts) -> Option<Admitted> {
+        let size = HeadSize::of(head);
+        let mut share = proxy.shared.held.nothing();
+        let refused = match size.fault(proxy.shared.config.max_header_size) {
+            // Who may not call learns nothing else.
+            Some(fault) => NotAdmitted::Rejected(proxy.unknown_caller(head).unwrap_or(fault)),
+            None if share.grow_to(CALLBACK_BYTES + size.memory()).is_ok() => {
+                return Some(Admitted { share, refused: None });
+            }
+            None => NotAdmitted::NoMemory,
+        };
+        wire::strip(head);
+        if share.grow_to(CALLBACK_BYTES).is_err() {
+            share = proxy.shared.refusals.nothing();
+            share.grow_to(CALLBACK_BYTES).ok()?;
+        }
+        Some(Admitted { share, refused: Some(refused) })
+    }
+}

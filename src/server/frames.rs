@@ -1,0 +1,448 @@
+//! Follows the frames that a caller sends over HTTP/2 by their headers of 9 bytes, and bounds what nobody behind bounds.
+//!
+//! - **Frames that carry no callback.** A frame of SETTINGS, PING, PRIORITY or of an unknown type costs its sender a few
+//!   bytes and the server a walk over all streams, at millions a second. A caller has credit for them: 1,000 at
+//!   first, 100 more each second, 10 for each callback, and one for each KiB that it reads of answers (Go's client sends two
+//!   WINDOW_UPDATE for 4 KiB). Without credit the connection ends.
+//! - **A head that does not end.** Whether a header block is under way is known here alone, and so is its time.
+//! - **What the decoder keeps** of the buffers that it read: see [`hpack`](super::hpack).
+
+use std::time::{Duration, Instant};
+
+use super::hpack::{Pinned, Walk};
+
+/// The client's half of the preface (RFC 9113, section 3.4).
+const PREFACE_BYTES: u8 = 24;
+
+/// The header of a frame (RFC 9113, section 4.1).
+const HEADER_BYTES: usize = 9;
+
+/// Frames that a caller may send beside callbacks: at first, and most that may add up.
+const CREDIT: u32 = 1000;
+
+/// As many callbacks as may be open at once, ten frames each, on top.
+const MOST_CREDIT: u32 = CREDIT + CALLBACK_CREDIT * super::STREAMS;
+
+/// What a callback adds: HEADERS, DATA, its end, WINDOW_UPDATE for its answer, and as many again.
+const CALLBACK_CREDIT: u32 = 10;
+
+/// What each second adds: Go's client sends a PING now and then.
+const CREDIT_PER_SECOND: u32 = 100;
+
+/// A DATA frame of this size carries a part of a body worth its cost.
+const DATA_BYTES: u32 = 256;
+
+/// Most that is read at once where frames may begin: their processing is then looked at before it adds up to
+/// milliseconds (a SETTINGS frame of 15 bytes may cost 3 us).
+const FRAMES_AT_ONCE: usize = 2 << 10;
+
+/// More fields than any head may have: one that has not ended by then will be refused.
+const FIELDS_UNDER_WAY: usize = 256;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
+
+/// Why a connection may not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Abuse {
+    /// The credit is used up.
+    Frames,
+    /// A head that has not ended has more fields than any may have.
+    Fields,
+}
+
+impl Abuse {
+    /// What it is, for the log.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Abuse::Frames => "more frames without a callback than a caller needs",
+            Abuse::Fields => "a head with more fields than a callback has",
+        }
+    }
+}
+
+/// The frames of one connection.
+#[derive(Debug)]
+pub(super) struct Frames {
+    at: At,
+    /// Bytes of the stream so far.
+    position: u64,
+    /// The header block of which the end has not come.
+    block: Option<Walk>,
+    /// Bytes of this block.
+    block_bytes: usize,
+    /// Header blocks that ended.
+    blocks: u64,
+    pinned: Pinned,
+    credit: u32,
+    /// When the credit of the seconds was added last.
+    credited: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Preface {
+        left: u8,
+    },
+    Header {
+        bytes: [u8; HEADER_BYTES],
+        filled: u8,
+    },
+    /// In a frame that is passed over.
+    Payload {
+        left: u32,
+        data: bool,
+    },
+    /// In HEADERS or CONTINUATION: bytes before the block, of the block, and of padding.
+    Block {
+        before: u8,
+        padded: bool,
+        left: u32,
+        padding: u32,
+        last: bool,
+    },
+}
+
+const NO_HEADER: At = At::Header { bytes: [0; HEADER_BYTES], filled: 0 };
+
+impl Frames {
+    /// A connection that begins now.
+    pub(super) fn new(now: Instant) -> Frames {
+        Frames {
+            at: At::Preface { left: PREFACE_BYTES },
+            position: 0,
+            block: None,
+            block_bytes: 0,
+            blocks: 0,
+            pinned: Pinned::default(),
+            credit: CREDIT,
+            credited: now,
+        }
+    }
+
+    /// How much may be read at once.
+    pub(super) fn read_limit(&self) -> usize {
+        match self.at {
+            At::Payload { left, data: true } => FRAMES_AT_ONCE.max(left as usize),
+            At::Preface { .. } | At::Header { .. } | At::Payload { .. } | At::Block { .. } => FRAMES_AT_ONCE,
+        }
+    }
+
+    /// Whether the caller owes the rest of the preface or of a head.
+    pub(super) fn owes(&self) -> bool {
+        let part = match self.at {
+            At::Preface { .. } | At::Block { .. } => true,
+            At::Header { filled, .. } => filled > 0,
+            At::Payload { .. } => false,
+        };
+        part || self.block.is_some()
+    }
+
+    /// How many header blocks have ended: what is owed after another one is another head.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Bytes that a head under way may hold, as far as it came: its fields, decoded, and the buffers they came in.
+    pub(super) fn head_bytes(&self) -> usize {
+        if self.block.is_some() { 2 * self.block_bytes + FIELDS_UNDER_WAY * 104 } else { 0 }
+    }
+
+    /// Bytes of read buffers that the decoder's table may keep from being freed.
+    pub(super) fn pinned_bytes(&self) -> usize {
+        self.pinned.bytes()
+    }
+
+    /// So many callbacks came.
+    pub(super) fn callbacks(&mut self, count: u32) {
+        self.add_credit(count.saturating_mul(CALLBACK_CREDIT));
+    }
+
+    /// So many bytes were written to the caller.
+    pub(super) fn written(&mut self, kibibytes: u32) {
+        self.add_credit(kibibytes);
+    }
+
+    fn add_credit(&mut self, frames: u32) {
+        self.credit = self.credit.saturating_add(frames).min(MOST_CREDIT);
+    }
+
+    /// Follows what was read.
+    pub(super) fn read(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Abuse> {
+        while !bytes.is_empty() {
+            let taken = match self.at {
+                At::Preface { left } => {
+                    let taken = usize::from(left).min(bytes.len());
+                    let left = left - taken as u8;
+                    self.at = if left == 0 { NO_HEADER } else { At::Preface { left } };
+                    taken
+                }
+                At::Header { bytes: mut header, filled } => {
+                    let start = usize::from(filled);
+                    let taken = (HEADER_BYTES - start).min(bytes.len());
+                    header[start..start + taken].copy_from_slice(&bytes[..taken]);
+                    self.at = At::Header { bytes: header, filled: filled + taken as u8 };
+                    if start + taken == HEADER_BYTES {
+                        self.frame(header, &now)?;
+                    }
+                    taken
+                }
+                At::Payload { left, data } => {
+                    let taken = (left as usize).min(bytes.len());
+                    let left = left - taken as u32;
+                    self.at = if left == 0 { NO_HEADER } else { At::Payload { left, data } };
+                    taken
+                }
+                At::Block { .. } => self.block(bytes)?,
+            };
+            self.position += taken as u64;
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, header: [u8; HEADER_BYTES], now: impl Fn() -> Instant) -> Result<(), Abuse> {
+        let left = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+        let (kind, flags) = (header[3], header[4]);
+        if !(kind == DATA && (left >= DATA_BYTES || flags & END_STREAM != 0)) {
+            self.spend(now)?;
+        }
+        self.at = match kind {
+            HEADERS | CONTINUATION => {
+                if kind == HEADERS || self.block.is_none() {
+                    self.block = Some(Walk::new());
+                    self.block_bytes = 0;
+                }
+                let padded = kind == HEADERS && flags & PADDED != 0;
+                let before = if kind == HEADERS && flags & PRIORITY != 0 { 5 } else { 0 };
+                At::Block { before, padded, left, padding: 0, last: flags & END_HEADERS != 0 }
+            }
+            _ if left == 0 => NO_HEADER,
+            _ => At::Payload { left, data: kind == DATA },
+        };
+        if let At::Block { left: 0, last, .. } = self.at {
+            self.end_of_block(last);
+        }
+        Ok(())
+    }
+
+    /// Takes a part of a header block's frame, and returns how much.
+    fn block(&mut self, bytes: &[u8]) -> Result<usize, Abuse> {
+        let At::Block { before, padded, left, padding, last } = self.at else { return Ok(0) };
+        let (taken, before, padded, padding) = if padded {
+            // What is wrong with the padding ends the connection behind.
+            (1, before, false, u32::from(bytes[0]).min(left - 1))
+        } else if before > 0 && left > padding {
+            (1, before - 1, false, padding)
+        } else if left > padding {
+            let taken = ((left - padding) as usize).min(bytes.len());
+            let (pinned, start) = (&mut self.pinned, self.position);
+            let block = self.block.get_or_insert_with(Walk::new);
+            block.over(&bytes[..taken], |least| pinned.insert(start + taken as u64, least));
+            self.block_bytes += taken;
+            (taken, before, false, padding)
+        } else {
+            ((left as usize).min(bytes.len()), before, false, padding.saturating_sub(bytes.len() as u32))
+        };
+        let left = left - taken as u32;
+        self.at = At::Block { before, padded, left, padding: padding.min(left), last };
+        if left == 0 {
+            self.end_of_block(last);
+        }
+        if self.block.as_ref().is_some_and(|block| block.fields() > FIELDS_UNDER_WAY) && !last {
+            return Err(Abuse::Fields);
+        }
+        Ok(taken)
+    }
+
+    fn end_of_block(&mut self, last: bool) {
+        self.at = NO_HEADER;
+        if last {
+            self.block = None;
+            self.blocks += 1;
+        }
+    }
+
+    fn spend(&mut self, now: impl Fn() -> Instant) -> Result<(), Abuse> {
+        if self.credit == 0 {
+            let now = now();
+            let since = now.saturating_duration_since(self.credited).min(Duration::from_secs(60));
+            let frames = since.as_millis() as u32 * CREDIT_PER_SECOND / 1000;
+            if frames == 0 {
+                return Err(Abuse::Frames);
+            }
+            self.credited = now;
+            self.add_credit(frames);
+        }
+        self.credit -= 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    /// A connection of which the preface came, at this time.
+    fn connection(start: Instant) -> Frames {
+        let mut frames = Frames::new(start);
+        frames.read(PREFACE, || start).expect("a preface");
+        frames
+    }
+
+    /// How many of these frames are taken, at most so many.
+    fn taken(frames: &mut Frames, frame: &[u8], most: usize, now: Instant) -> usize {
+        (0..most).take_while(|_| frames.read(frame, || now).is_ok()).count()
+    }
+
+    #[test]
+    fn a_caller_has_credit_for_1000_frames_and_for_100_more_each_second() {
+        let start = Instant::now();
+        let mut frames = connection(start);
+        let ping = frame(PING, 0, &[0; 8]);
+        assert_eq!(taken(&mut frames, &ping, 2000, start), 1000);
+        assert_eq!(taken(&mut frames, &ping, 2000, start + Duration::from_millis(9)), 0);
+        let mut frames = connection(start);
+        taken(&mut frames, &ping, 1000, start);
+        assert_eq!(taken(&mut frames, &ping, 2000, start + Duration::from_secs(2)), 200);
+        let mut frames = connection(start);
+        assert_eq!(
+            taken(&mut frames, &ping, 9999, start + Duration::from_secs(3600)),
+            1000 + 6000,
+            "an hour is a minute"
+        );
+    }
+
+    #[test]
+    fn a_callback_adds_ten_frames_and_a_kib_of_answer_one_up_to_a_bound() {
+        let start = Instant::now();
+        let ping = frame(PING, 0, &[0; 8]);
+        let mut frames = connection(start);
+        frames.callbacks(7);
+        frames.written(5);
+        assert_eq!(taken(&mut frames, &ping, 9999, start), 1000 + 70 + 5);
+        let mut frames = connection(start);
+        frames.callbacks(u32::MAX);
+        assert_eq!(taken(&mut frames, &ping, 99_999, start), 1000 + 5120);
+    }
+
+    #[test]
+    fn data_that_carries_something_costs_no_credit_and_data_of_a_byte_does() {
+        let start = Instant::now();
+        for (payload, flags, most) in
+            [(256, 0, 5000), (16_384, 0, 5000), (0, END_STREAM, 5000), (1, 0, 1000), (0, 0, 1000)]
+        {
+            let mut frames = connection(start);
+            let data = frame(DATA, flags, &vec![0; payload]);
+            assert_eq!(taken(&mut frames, &data, 5000, start), most, "{payload} bytes");
+        }
+    }
+
+    #[test]
+    fn every_other_kind_of_frame_costs_credit() {
+        let start = Instant::now();
+        for kind in (1..=255).filter(|kind| *kind != CONTINUATION) {
+            let mut frames = connection(start);
+            let other = frame(kind, END_HEADERS, b"");
+            assert_eq!(taken(&mut frames, &other, 1500, start), 1000, "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_is_owed_is_the_preface_and_a_head_from_its_first_byte_to_its_last() {
+        let start = Instant::now();
+        let head = [
+            frame(HEADERS, PADDED | PRIORITY, b"\x02\0\0\0\0\0\x82pp"),
+            frame(CONTINUATION, 0, b"\x44\x02a"),
+            frame(CONTINUATION, END_HEADERS, b"b\x82"),
+        ]
+        .concat();
+        let other = [frame(SETTINGS, 0, &[0; 6]), frame(DATA, 0, &[0; 300])].concat();
+        let stream = [PREFACE, &other, &head, &other].concat();
+        let (head_start, head_end) = (PREFACE.len() + other.len(), PREFACE.len() + other.len() + head.len());
+        let mut frames = Frames::new(start);
+        for (at, byte) in stream.iter().enumerate() {
+            frames.read(std::slice::from_ref(byte), || start).expect("nothing is wrong");
+            let (read, owes) = (at + 1, frames.owes());
+            if read < PREFACE.len() || (read > head_start && read < head_end) {
+                assert!(owes, "after {read} bytes");
+            }
+            let whole = [PREFACE.len(), head_start, head_end, stream.len()].contains(&read);
+            assert!(!(whole && owes), "after {read} bytes");
+            assert_eq!(frames.blocks(), u64::from(read >= head_end), "after {read} bytes");
+        }
+        let mut whole = Frames::new(start);
+        whole.read(&stream, || start).expect("nothing is wrong");
+        assert_eq!((whole.position, whole.blocks), (frames.position, 1));
+        assert!(whole.pinned_bytes() >= frames.pinned_bytes());
+        assert!(frames.pinned_bytes() > 0, "a literal with indexing was in it");
+    }
+
+    #[test]
+    fn a_head_that_does_not_end_is_counted_and_ends_with_more_fields_than_any_has() {
+        let start = Instant::now();
+        let mut frames = connection(start);
+        frames.read(&frame(HEADERS, 0, &[0x82; 100]), || start).expect("100 fields");
+        let counted = frames.head_bytes();
+        assert!(counted >= 200 && frames.owes(), "{counted}");
+        frames.read(&frame(CONTINUATION, 0, &[0x82; 156]), || start).expect("256 fields");
+        assert!(frames.head_bytes() > counted);
+        assert_eq!(frames.read(&frame(CONTINUATION, 0, &[0x82]), || start), Err(Abuse::Fields));
+        let mut twin = connection(start);
+        twin.read(&frame(HEADERS, END_HEADERS, &[0x82; 5000]), || start)
+            .expect("a whole head is judged by its size");
+        assert_eq!((twin.head_bytes(), twin.owes()), (0, false));
+    }
+
+    #[test]
+    fn inside_of_data_much_is_read_at_once_and_elsewhere_little() {
+        let start = Instant::now();
+        let mut frames = connection(start);
+        assert_eq!(frames.read_limit(), FRAMES_AT_ONCE);
+        let data = frame(DATA, 0, &[0; 10_000]);
+        frames.read(&data[..9], || start).expect("a header");
+        assert_eq!(frames.read_limit(), 10_000);
+        frames.read(&data[9..], || start).expect("its payload");
+        assert_eq!(frames.read_limit(), FRAMES_AT_ONCE);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_and_no_piece_changes_what_is_seen() {
+        let start = Instant::now();
+        let mut state = 7_u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        for _ in 0..2000 {
+            let mut stream = PREFACE.to_vec();
+            for _ in 0..20 {
+                let kind = [HEADERS, CONTINUATION, DATA, SETTINGS, random() as u8][random() as usize % 5];
+                let payload: Vec<_> = (0..random() % 40).map(|_| random() as u8).collect();
+                stream.extend(frame(kind, random() as u8, &payload));
+            }
+            let (mut whole, mut pieces) = (Frames::new(start), Frames::new(start));
+            let all = whole.read(&stream, || start);
+            let piece = 1 + random() as usize % 50;
+            let each = stream.chunks(piece).try_for_each(|piece| pieces.read(piece, || start));
+            assert_eq!(all, each, "{stream:x?}");
+            if all.is_ok() {
+                assert_eq!((whole.blocks, whole.position), (pieces.blocks, pieces.position), "{stream:x?}");
+            }
+        }
+    }
+}
