@@ -89,6 +89,8 @@ pub struct Limits {
     pub connection_age: Duration,
     /// How long a connection past its age may be idle before it is closed.
     pub idle_timeout: Duration,
+    /// How long an answer may wait to be taken. Bytes that are taken meanwhile make it no longer.
+    pub answer_timeout: Duration,
 }
 
 /// A listening socket, its address known, nothing served yet.

@@ -51,6 +51,9 @@ const LAST_WRITES: Duration = Duration::from_millis(500);
 /// Open files that no flag counts: listeners, runtimes, signals, the log, files that are read, the API server.
 const OTHER_FILES: usize = 64;
 
+/// How long an answer may wait to be taken: the longest OpenIM waits (15 s), and a little more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Which part of `--max-held` there is on top for refusals.
 const REFUSALS_SHARE: usize = 8;
 
@@ -544,5 +547,6 @@ fn limits(config: &args::Proxy) -> Limits {
         large_field_limit: OPERATION_ID_LIMIT,
         connection_age: config.max_connection_age,
         idle_timeout: config.idle_timeout,
+        answer_timeout: ANSWER_TIMEOUT,
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::{Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::rarely::Rarely;
-use super::stream::{Activity, Ending, ReadRefused};
+use super::stream::{Activity, Ending};
 use super::{Handler, Server};
 use crate::drain::Stage;
 use crate::log::Repeated;
@@ -20,10 +20,6 @@ use crate::metrics::BadHttp;
 
 /// How long a connection that was told to end may go on: the longest OpenIM waits, and a little more.
 const LAST_ANSWERS: Duration = Duration::from_secs(20);
-
-/// How long an answer may wait to be taken: the longest OpenIM waits (15 s), and a little more. Bytes that are taken
-/// meanwhile make it no longer.
-const ANSWER_TAKEN: Duration = Duration::from_secs(20);
 
 /// How long a connection may take to say good-bye.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -41,13 +37,13 @@ impl<H: Handler> Server<H> {
         let mut moved = self.drain.stage() >= Stage::Leaving;
         // Over HTTP/1.1 its first answer says so already.
         activity.ending.set(moved && !activity.h2);
-        let mut taken = Taken::default();
+        let mut taken = Taken { limit: self.limits.answer_timeout, timer: None };
         loop {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
                     if let Err(error) = result {
-                        self.bad_http(&error);
+                        self.bad_http(&error, activity);
                     }
                     return;
                 }
@@ -86,17 +82,11 @@ impl<H: Handler> Server<H> {
 
     /// What ended a connection with an error: hyper answers by itself with an empty body, or not at all. It never came to the
     /// proxy, and is told here.
-    fn bad_http(&self, error: &hyper::Error) {
-        let mut source = std::error::Error::source(error);
-        let mut refused = None;
-        while let Some(inner) = source {
-            let io = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-            refused = refused.or(io.and_then(|inner| inner.downcast_ref::<ReadRefused>()).copied());
-            source = inner.source();
+    fn bad_http(&self, error: &hyper::Error, activity: &Activity) {
+        if let Some((fault, text)) = activity.refused.get() {
+            return self.told(fault, text);
         }
-        let fault = if let Some(refused) = refused {
-            refused.fault
-        } else if error.is_parse() || error.is_parse_too_large() {
+        let fault = if error.is_parse() || error.is_parse_too_large() {
             BadHttp::Malformed
         } else {
             // Callers that hang up, and HTTP/2 connections that break its rules.
@@ -168,25 +158,28 @@ impl<H: Handler> Server<H> {
 
 /// When the answers of a connection are looked at again. Without one that waits there is no timer: nearly every answer is
 /// taken at once.
-#[derive(Default)]
-struct Taken(Option<Pin<Box<Sleep>>>);
+struct Taken {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
 
 impl Taken {
     /// Whether an answer has waited too long to be taken.
     fn is_overdue(&mut self, activity: &Activity, cx: &mut Context<'_>) -> bool {
         if activity.unwritten.is_empty() {
-            self.0 = None;
+            self.timer = None;
             return false;
         }
+        let limit = self.limit;
         loop {
             let now = tokio::time::Instant::now().into_std();
-            let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until((now + ANSWER_TAKEN).into())));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until((now + limit).into())));
             // What is new is noted at each look.
             let oldest = activity.unwritten.oldest(now);
             if timer.as_mut().poll(cx).is_pending() {
                 return false;
             }
-            match oldest.map(|oldest| oldest + ANSWER_TAKEN) {
+            match oldest.map(|oldest| oldest + limit) {
                 Some(until) if until <= now => return true,
                 Some(until) => timer.as_mut().reset(until.into()),
                 None => return false,
@@ -223,7 +216,7 @@ impl Misbehaves {
 
     fn text(self) -> &'static str {
         match self {
-            Misbehaves::Unread => "an answer was not taken within 20 s",
+            Misbehaves::Unread => "an answer was not taken in time",
             Misbehaves::Ending(Ending::NoMemory) => "a callback that not even a refusal can be kept for",
             Misbehaves::Ending(Ending::Crowded) => "header fields that the connection keeps",
             Misbehaves::Ending(Ending::Abandons) => "most callbacks are abandoned",

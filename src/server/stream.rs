@@ -51,6 +51,8 @@ pub(super) struct Activity {
     share: RefCell<Option<Holding>>,
     /// Why it is to end, set by whoever finds that out.
     verdict: Cell<Option<Ending>>,
+    /// Why reading failed, if not for what the socket says.
+    pub(super) refused: Cell<Option<(BadHttp, &'static str)>>,
     /// Nothing more is read.
     pub(super) deaf: Cell<bool>,
     abandoned: Cell<Abandoned>,
@@ -88,6 +90,7 @@ impl Activity {
             unwritten: Rc::default(),
             share: RefCell::default(),
             verdict: Cell::new(None),
+            refused: Cell::new(None),
             deaf: Cell::new(false),
             abandoned: Cell::new(Abandoned { since: now, begun: 0, count: 0 }),
         }
@@ -112,6 +115,12 @@ impl Activity {
     /// Why it is to end, if that was not told before.
     pub(super) fn take_verdict(&self) -> Option<Ending> {
         self.verdict.take()
+    }
+
+    /// Notes why reading fails, and fails it: what comes through HTTP/2 is a kind and a text alone.
+    fn refuse(&self, fault: BadHttp, text: &'static str) -> io::Error {
+        self.refused.set(Some((fault, text)));
+        io::Error::other(text)
     }
 
     /// Counts memory that the connection keeps beside its callbacks.
@@ -238,18 +247,6 @@ pub(super) struct Watched {
     written: usize,
 }
 
-/// Why a read of [`Watched`] fails, beside what the socket says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub(super) struct ReadRefused {
-    pub(super) fault: BadHttp,
-    text: &'static str,
-}
-
-fn refused(fault: BadHttp, text: &'static str) -> io::Error {
-    io::Error::other(ReadRefused { fault, text })
-}
-
 impl Watched {
     pub(super) fn new(
         stream: TlsStream<Caller>,
@@ -288,7 +285,9 @@ impl Watched {
                 && head > FREE_HEAD_BYTES
                 && activity.keep(2 * head, &self.held).is_err()
             {
-                return Err(refused(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
+                return Err(
+                    activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held")
+                );
             }
             return Ok(());
         };
@@ -298,10 +297,10 @@ impl Watched {
             self.credited = begun;
         }
         let blocks = frames.blocks();
-        frames.read(bytes, Instant::now).map_err(|abuse| refused(BadHttp::Flood, abuse.text()))?;
+        frames.read(bytes, Instant::now).map_err(|abuse| activity.refuse(BadHttp::Flood, abuse.text()))?;
         let (head, pinned) = (frames.head_bytes(), frames.pinned_bytes());
         if head > 0 && activity.keep(head + pinned, &self.held).is_err() {
-            return Err(refused(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
+            return Err(activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
         }
         if head == 0 && frames.blocks() != blocks && activity.keep(pinned, &self.held).is_err() {
             activity.end(Ending::Crowded);
@@ -363,7 +362,10 @@ impl AsyncRead for Watched {
             this.timer = Some((Box::pin(sleep_until((Instant::now() + this.limit).into())), head));
         }
         let (timer, _) = this.timer.as_mut().expect("set above");
-        timer.as_mut().poll(cx).map(|()| Err(refused(BadHttp::SlowHead, "the head took too long")))
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(this.activity.refuse(BadHttp::SlowHead, "the head took too long")))
     }
 }
 

@@ -12,9 +12,10 @@ use super::*;
 use crate::drain::Drain;
 use crate::tls::{self, SelfSigned};
 
-struct Nothing;
+/// Answers each request with so many bytes.
+struct Sized(usize);
 
-impl Handler for Nothing {
+impl Handler for Sized {
     type Admitted = ();
 
     fn admit(&self, _: &mut request::Parts) -> Option<()> {
@@ -27,29 +28,21 @@ impl Handler for Nothing {
         _: SocketAddr,
         (): (),
     ) -> Response<AnswerBody> {
-        Response::new(AnswerBody { bytes: Bytes::new(), share: None })
+        Response::new(AnswerBody { bytes: vec![0; self.0].into(), share: None })
     }
 }
 
-/// An idle HTTP/1.1 connection to a server whose connections are past their age at once.
-async fn idle_connection(
-    idle_timeout: Duration,
-    drain: &Drain,
-) -> tokio_rustls::client::TlsStream<TcpStream> {
+type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// An HTTP/1.1 connection to a server with these limits, whose answers have so many bytes.
+async fn connection(limits: Limits, answer_bytes: usize, drain: &Drain) -> Stream {
     let made = SelfSigned::new(&[], tls::now()).expect("its own names are good");
     let bound = Bound::new("127.0.0.1:0".parse().expect("an address"), 1).expect("loopback");
     let address = bound.address();
     let server = Server {
-        handler: Rc::new(Nothing),
+        handler: Rc::new(Sized(answer_bytes)),
         tls: Tls::fixed(&made.credentials, None),
-        limits: Limits {
-            handshake_timeout: Duration::from_secs(30),
-            header_timeout: Duration::from_secs(30),
-            header_limit: 1 << 10,
-            large_field_limit: 0,
-            connection_age: Duration::from_millis(1),
-            idle_timeout,
-        },
+        limits,
         connections: Arc::new(Semaphore::new(8)),
         turns: Rc::default(),
         held: Held::new(1 << 20),
@@ -73,12 +66,66 @@ async fn idle_connection(
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake")
 }
 
+fn limits(connection_age: Duration, idle_timeout: Duration, answer_timeout: Duration) -> Limits {
+    let (handshake_timeout, header_timeout) = (Duration::from_secs(30), Duration::from_secs(30));
+    let (header_limit, large_field_limit) = (1 << 10, 0);
+    Limits {
+        handshake_timeout,
+        header_timeout,
+        header_limit,
+        large_field_limit,
+        connection_age,
+        idle_timeout,
+        answer_timeout,
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Whether the server ends this connection within a while; what it sent before is taken.
+async fn ends(stream: &mut Stream, within: Duration) -> bool {
+    let all = async { while !matches!(stream.read(&mut [0; 1024]).await, Ok(0) | Err(_)) {} };
+    timeout(within, all).await.is_ok()
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_in_time_ends_its_connection_a_byte_now_and_then_or_not() {
+    let work = async {
+        let (drain, _watch) = Drain::new(Instant::now());
+        let impatient = limits(HOUR, HOUR, Duration::from_millis(300));
+        // More than both kernels hold.
+        let mut slow = connection(impatient.clone(), 64 << 20, &drain).await;
+        let mut quick = connection(impatient.clone(), 64 << 10, &drain).await;
+        let mut patient = connection(limits(HOUR, HOUR, HOUR), 64 << 20, &drain).await;
+        for stream in [&mut slow, &mut quick, &mut patient] {
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
+        }
+        let mut taken = 0;
+        let drip = async {
+            loop {
+                sleep(Duration::from_millis(20)).await;
+                match slow.read(&mut [0; 64]).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => taken += count,
+                }
+            }
+        };
+        // What both kernels hold is still to be had, a little at a time: so the end itself is looked for.
+        let _ = timeout(Duration::from_secs(2), drip).await;
+        assert!(ends(&mut slow, Duration::from_secs(30)).await, "it was not taken");
+        assert!(!ends(&mut quick, Duration::from_millis(600)).await, "it was taken");
+        assert!(!ends(&mut patient, Duration::from_millis(10)).await, "an hour has not passed");
+    };
+    LocalSet::new().run_until(work).await;
+}
+
 #[tokio::test]
 async fn an_idle_connection_past_its_age_is_closed_after_the_idle_timeout_and_not_before() {
     let work = async {
         let (drain, _watch) = Drain::new(Instant::now());
-        let mut long = idle_connection(Duration::from_secs(3600), &drain).await;
-        let mut short = idle_connection(Duration::from_millis(50), &drain).await;
+        let idle = |timeout| limits(Duration::from_millis(1), timeout, HOUR);
+        let mut long = connection(idle(HOUR), 0, &drain).await;
+        let mut short = connection(idle(Duration::from_millis(50)), 0, &drain).await;
         let mut byte = [0];
         let end = timeout(Duration::from_secs(30), short.read(&mut byte)).await;
         assert_eq!(end.expect("50 ms have passed").expect("a clean end"), 0);

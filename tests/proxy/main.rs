@@ -12,6 +12,7 @@ mod config_map;
 mod descriptors;
 mod drain;
 mod effects;
+mod greedy;
 mod hostile;
 mod instructions;
 mod logs;

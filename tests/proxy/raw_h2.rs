@@ -8,18 +8,18 @@ use tokio_rustls::client::TlsStream;
 
 const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RESET: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// RFC 9113, section 4.1.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a frame").to_be_bytes();
     let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
     [&head, payload].concat()
@@ -39,18 +39,18 @@ fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-fn callback() -> Vec<u8> {
+pub(crate) fn callback() -> Vec<u8> {
     let target = format!("/{COMMAND}");
     let pseudo = [(":method", "POST"), (":scheme", "https"), (":authority", "localhost"), (":path", &target)];
     fields(&[&pseudo[..], &[("operationid", "1")]].concat())
 }
 
-fn body() -> String {
+pub(crate) fn body() -> String {
     format!(r#"{{"callbackCommand":"{COMMAND}","operationID":"1"}}"#)
 }
 
 /// A connection with its preface sent, and these settings.
-async fn connection(guard: &Guard, settings: &[u8]) -> Raw<TlsStream<TcpStream>> {
+pub(crate) async fn connection(guard: &Guard, settings: &[u8]) -> Raw<TlsStream<TcpStream>> {
     let mut caller = Raw::over(secure(guard, Authority::common().trusted_by(&["h2"], None)).await);
     caller.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     caller.send(frame(SETTINGS, 0, 0, settings)).await;
