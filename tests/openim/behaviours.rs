@@ -243,6 +243,21 @@ fn three_hundred_at_once_all_pass_over_h2_and_h1_stops_at_a_hundred_connections(
 }
 
 #[test]
+fn a_client_that_is_warm_opens_no_connection_for_300_callbacks_at_once() {
+    let app = App::start(|_| vec![Act::Work(Duration::from_millis(1500)), Act::json(ALLOW)]);
+    let guard = Guard::with("").upstream(&app).start();
+    let mut judge = judge(false);
+    let url = url(&guard);
+    assert_eq!(said(&one(&mut judge, call(known(SINGLE), &url, 5))), "allowed");
+    let load = std::thread::spawn(move || of_300(&mut judge, &url, 5));
+    // All of them are under way: no further connection is needed any more.
+    while !load.is_finished() && guard.metric("callback_guard_in_flight") < 300.0 {}
+    assert_eq!(guard.metric("callback_guard_connections"), 1.0);
+    assert_eq!(load.join().expect("the load"), 300);
+    assert_eq!(app.asked().len(), 301);
+}
+
+#[test]
 fn idle_connections_come_and_go_over_h1_without_a_failure() {
     let app = App::start(|_| vec![Act::Work(Duration::from_millis(20)), Act::json(ALLOW)]);
     let guard = Guard::with("").upstream(&app).start();
