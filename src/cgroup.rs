@@ -1,4 +1,4 @@
-//! The memory limit of the container that this process runs in: that of its control group (cgroup).
+//! The memory limit of the container that this process runs in, and how much is in use: those of its control group (cgroup).
 //!
 //! cgroup v2 has it in `memory.max`, v1 in `memory.limit_in_bytes`. If both versions are mounted, `/proc/self/cgroup` says
 //! which one controls memory, and it names the path of the group. In a container that path is `/` if it has a cgroup
@@ -26,6 +26,8 @@ const SHOWN_CHARS: usize = 80;
 pub struct Cgroup {
     membership: PathBuf,
     root: PathBuf,
+    /// `/proc/self/status`
+    process: PathBuf,
 }
 
 impl Cgroup {
@@ -36,7 +38,14 @@ impl Cgroup {
 
     /// The group that the file `membership` names, below the folder `root`.
     pub fn at(membership: impl Into<PathBuf>, root: impl Into<PathBuf>) -> Cgroup {
-        Cgroup { membership: membership.into(), root: root.into() }
+        let process = "/proc/self/status".into();
+        Cgroup { membership: membership.into(), root: root.into(), process }
+    }
+
+    /// The group, of a process with this file `status`.
+    #[cfg(test)]
+    pub(crate) fn of_process(self, status: impl Into<PathBuf>) -> Cgroup {
+        Cgroup { process: status.into(), ..self }
     }
 
     /// The limit of memory in bytes; `None` without one.
@@ -45,19 +54,8 @@ impl Cgroup {
     ///
     /// Names the file that cannot be read or understood, and what was found there.
     pub fn memory_limit(&self) -> Result<Option<u64>, String> {
-        let membership = read(&self.membership)?;
-        let Some((version, group)) = group(&membership) else {
-            let found = shown(&membership);
-            return Err(format!(
-                "{}: names no cgroup that controls memory: {found}",
-                self.membership.display()
-            ));
-        };
-        let (root, file) = match version {
-            Version::One => (self.root.join("memory"), "memory.limit_in_bytes"),
-            Version::Two => (self.root.clone(), "memory.max"),
-        };
-        let folders = [root.join(group.trim_start_matches('/')), root];
+        let (version, folders) = self.folders()?;
+        let file = version.files().limit;
         let Some(path) = folders.iter().map(|folder| folder.join(file)).find(|path| path.exists()) else {
             // The root of a machine has no such file, nor has a group for which memory is not controlled.
             if version == Version::Two
@@ -78,12 +76,75 @@ impl Cgroup {
             },
         }
     }
+
+    /// Memory in use that the kernel cannot take back, in bytes: that of the group without the cache of files that were not used
+    /// for long, as kubelet counts it. Where the group does not show it, what is resident of this process.
+    ///
+    /// # Errors
+    ///
+    /// Names the file that cannot be read or understood.
+    pub fn memory_used(&self) -> Result<u64, String> {
+        let (version, folders) = self.folders()?;
+        let Files { used, inactive, .. } = version.files();
+        let Some(folder) = folders.iter().find(|folder| folder.join(used).exists()) else {
+            let status = read(&self.process)?;
+            let kib = number(&status, "VmRSS:")
+                .ok_or_else(|| format!("{}: has no line VmRSS with a number", self.process.display()))?;
+            return Ok(kib << 10);
+        };
+        let path = folder.join(used);
+        let text = read(&path)?;
+        let all: u64 = text
+            .trim()
+            .parse()
+            .map_err(|_| format!("{}: {} is not a number of bytes", path.display(), shown(&text)))?;
+        let stat = read(&folder.join("memory.stat")).unwrap_or_default();
+        Ok(all.saturating_sub(number(&stat, inactive).unwrap_or(0)))
+    }
+
+    /// The version that controls memory, and where the group's files may be.
+    fn folders(&self) -> Result<(Version, [PathBuf; 2]), String> {
+        let membership = read(&self.membership)?;
+        let Some((version, group)) = group(&membership) else {
+            let found = shown(&membership);
+            return Err(format!(
+                "{}: names no cgroup that controls memory: {found}",
+                self.membership.display()
+            ));
+        };
+        let root = match version {
+            Version::One => self.root.join("memory"),
+            Version::Two => self.root.clone(),
+        };
+        Ok((version, [root.join(group.trim_start_matches('/')), root]))
+    }
 }
 
+/// Version of the interface, with its names of things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     One,
     Two,
+}
+
+struct Files {
+    limit: &'static str,
+    used: &'static str,
+    /// In `memory.stat`: what files take that were not used for long, of the group and those below it.
+    inactive: &'static str,
+}
+
+impl Version {
+    fn files(self) -> Files {
+        match self {
+            Version::One => Files {
+                limit: "memory.limit_in_bytes",
+                used: "memory.usage_in_bytes",
+                inactive: "total_inactive_file ",
+            },
+            Version::Two => Files { limit: "memory.max", used: "memory.current", inactive: "inactive_file " },
+        }
+    }
 }
 
 /// The group that controls memory, in the lines of `/proc/self/cgroup`: `4:memory:/a` for v1, `0::/a` for v2.
@@ -97,6 +158,11 @@ fn group(membership: &str) -> Option<(Version, &str)> {
     // A group outside of the namespace begins with `/..`, and its place is not below the root.
     let (version, path) = found;
     Some((version, if path.split('/').any(|part| part == "..") { "/" } else { path }))
+}
+
+/// The number in the line that begins so.
+fn number(text: &str, line: &str) -> Option<u64> {
+    text.lines().find_map(|found| found.strip_prefix(line))?.split_whitespace().next()?.parse().ok()
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -154,6 +220,40 @@ mod tests {
         ] {
             assert_eq!(limit(membership, files), Ok(Some(expected)), "{membership:?} {files:?}");
         }
+    }
+
+    /// What is in use, with these files below the root.
+    fn used(membership: &str, files: &[(&str, &str)]) -> Result<u64, String> {
+        let folder = Folder::new();
+        let root = folder.path("root");
+        for (name, text) in files {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().expect("below the root")).expect("a folder");
+            fs::write(path, text).expect("a file");
+        }
+        let status = folder.put("status", "Name:\tguard\nVmHWM:\t 9999 kB\nVmRSS:\t    2048 kB\n");
+        let cgroup = Cgroup::at(folder.put("membership", membership), root).of_process(status);
+        let place = folder.path("").display().to_string();
+        cgroup.memory_used().map_err(|error| error.replace(&place, "@/"))
+    }
+
+    #[test]
+    fn what_is_in_use_leaves_out_files_that_the_kernel_can_drop() {
+        let stat = "cache 900\ninactive_file 300\nactive_file 500\ntotal_inactive_file 400\n";
+        for (membership, files, expected) in [
+            (NAMESPACE, &[("memory.current", "1000\n"), ("memory.stat", stat)][..], 700),
+            (V2, &[("pod/one/memory.current", "1000\n"), ("memory.stat", stat)], 1000),
+            (V1, &[("memory/memory.usage_in_bytes", "1000\n"), ("memory/memory.stat", stat)], 600),
+            (NAMESPACE, &[("memory.current", "100\n"), ("memory.stat", stat)], 0),
+            (NAMESPACE, &[("memory.current", "1000\n"), ("memory.stat", "inactive_file x\n")], 1000),
+            // The group does not show it.
+            (NAMESPACE, &[("memory.max", "5000\n")], 2 << 20),
+            (V1, &[("memory/memory.limit_in_bytes", "5000\n")], 2 << 20),
+        ] {
+            assert_eq!(used(membership, files), Ok(expected), "{membership:?} {files:?}");
+        }
+        let error = "@/root/memory.current: \"max\" is not a number of bytes".to_owned();
+        assert_eq!(used(NAMESPACE, &[("memory.current", "max\n")]), Err(error));
     }
 
     #[test]

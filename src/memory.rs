@@ -61,8 +61,9 @@ impl Load {
     }
 }
 
+/// Gives back what the allocator keeps, at once. Threads that allocate meanwhile wait for some milliseconds.
 #[cfg(target_env = "gnu")]
-fn trim() {
+pub fn trim() {
     // SAFETY: takes no pointer, and is safe to be called from any thread.
     #[allow(unsafe_code, reason = "no safe interface to glibc's allocator")]
     unsafe {
@@ -72,7 +73,7 @@ fn trim() {
 
 /// Other allocators give back by themselves, or have no such call.
 #[cfg(not(target_env = "gnu"))]
-fn trim() {}
+pub fn trim() {}
 
 /// Lets go of the pages of the program's own code. What cannot be read or done is left as it is: it costs memory alone.
 fn give_back_code() {

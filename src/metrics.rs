@@ -17,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use self::admin::AdminMetrics;
 use self::catalog::{Audience, Catalog, Entry};
+use self::connections::ConnectionMetrics;
 use self::labels::{
     BadHttpLabel, CallbackLabels, CauseLabel, FindingLabel, HandshakeLabel, OriginLabel, PolicyLabels,
     RejectionLabel, RuleLabel, VersionLabel,
@@ -32,6 +33,7 @@ pub use labels::BadHttp;
 
 pub mod admin;
 pub mod catalog;
+pub mod connections;
 mod labels;
 
 /// Most series of `callbacks_total`: beyond it, after many edits that rename rules, new ones are counted under the rule
@@ -79,6 +81,7 @@ pub struct Metrics {
     log_lines_dropped: Counter,
     bytes_held: Gauge,
     held_limit: Gauge,
+    kept: ConnectionMetrics,
     admin: AdminMetrics,
 }
 
@@ -119,6 +122,7 @@ impl Metrics {
             log_lines_dropped: dropped,
             bytes_held: Gauge::default(),
             held_limit: Gauge::default(),
+            kept: ConnectionMetrics::default(),
             admin: AdminMetrics::default(),
             catalog: Catalog::default(),
         };
@@ -190,6 +194,7 @@ impl Metrics {
         );
         let help = "Limit of callback_guard_held_bytes: --max-held, by default half of the memory limit";
         to.add_bytes_on_loopback("held_limit", help, self.held_limit.clone());
+        self.kept.register(to);
         self.admin.register(to);
     }
 
@@ -217,6 +222,11 @@ impl Metrics {
         self.bytes_held.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.held_limit.set(i64::try_from(held_limit).unwrap_or(i64::MAX));
         self.catalog.text(audience)
+    }
+
+    /// What is counted about connections.
+    pub fn kept(&self) -> &ConnectionMetrics {
+        &self.kept
     }
 
     /// What the admin port counts.
@@ -478,8 +488,9 @@ mod tests {
 
     /// What dashboards and alerts are written against: each sample's name with the names of its labels. A histogram
     /// stands for its three kinds of sample.
-    const INTERFACE: [&str; 29] = [
+    const INTERFACE: [&str; 31] = [
         "abandoned_total",
+        "accept_pauses_total",
         "admin_connections_closed_total{reason}",
         "bad_http_total{reason}",
         "breaker_state{rule}",
@@ -488,6 +499,7 @@ mod tests {
         "callbacks_total{command,rule,verdict,origin,cause}",
         "certificate_expiry_timestamp_seconds",
         "connections",
+        "connections_ended_total{reason}",
         "deadline_margin_seconds",
         "findings_total{finding}",
         "held_bytes",

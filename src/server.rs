@@ -1,5 +1,7 @@
 //! Accepts connections, ends TLS and speaks HTTP/1.1 and HTTP/2, each connection within its bounds.
 //!
+//! One thread accepts and does the handshakes ([`Acceptor`]); workers speak HTTP ([`Server`]), each on connections of its own.
+//!
 //! What Go's client does decides how a connection ends. It does not repeat a POST that was under way when the
 //! server closed a kept connection, so no connection is closed while it might be used: an ending is announced first
 //! (GOAWAY, or `Connection: close` on the next answer), and an idle HTTP/1 connection is left alone for a quarter of an
@@ -13,7 +15,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
@@ -23,41 +25,37 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::{debug, warn};
 
-use crate::descriptors;
-use crate::drain::{Stage, Watch};
+use crate::drain::Watch;
 use crate::held::Held;
-use crate::log::Repeated;
 use crate::metrics::Metrics;
-use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
 use crate::turns::{Turn, Turns};
 use crate::wire::AnswerBody;
 use answer::Outgoing;
-use drive::LAST_WORDS;
+use connections::{Connections, Registered};
 use stream::{Activity, Caller, Ending, Watched};
+use workers::Arrival;
 
+pub use accept::Acceptor;
+pub use connections::FAREWELLS;
+pub use pressure::Pressure;
+pub use workers::{Inbox, Worker, Workers, worker};
+
+mod accept;
 mod answer;
+mod connections;
 mod drive;
 mod frames;
+mod handshake;
 mod hpack;
+mod pressure;
 mod rarely;
 mod stream;
+mod workers;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
-
-/// How long the accept loop rests after an error such as "too many open files".
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The same trouble of the accept loop is told once in so long.
-const WARN_AGAIN: Duration = Duration::from_secs(10);
 
 /// Streams a caller may open at once on one HTTP/2 connection. Go's client opens a new connection for each burst beyond it: for 300
 /// calls 104 connections at 128 streams, and one at 512 or more. What a stream takes of memory is counted.
@@ -91,34 +89,30 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long an answer may wait to be taken. Bytes that are taken meanwhile make it no longer.
     pub answer_timeout: Duration,
+    /// How long a connection may stay without a first request.
+    pub first_request_timeout: Duration,
 }
 
 /// A listening socket, its address known, nothing served yet.
 #[derive(Debug)]
 pub struct Bound {
-    sockets: Vec<Socket>,
+    socket: Socket,
     address: SocketAddr,
 }
 
 impl Bound {
-    /// Listens with one socket for each worker. Only several share a port by `SO_REUSEPORT`: with one, a port that is
-    /// taken is an error and not a silent share.
-    pub fn new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
-        let bound = Bound::reserved(address, workers)?;
-        bound.sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+    /// Listens. A port that is taken is an error.
+    pub fn new(address: SocketAddr) -> io::Result<Bound> {
+        let bound = Bound::reserved(address)?;
+        bound.socket.listen(BACKLOG)?;
         Ok(bound)
     }
 
-    /// Takes the port and does not listen yet: until [`Bound::into_sockets`] callers are refused at once.
-    pub fn reserved(address: SocketAddr, workers: usize) -> io::Result<Bound> {
-        let mut sockets = vec![socket(address, workers > 1)?];
-        // With port 0 the first takes a free one, and the others the same.
-        let address = sockets[0].local_addr()?;
-        let address = address.as_socket().expect("an Internet socket has such an address");
-        for _ in 1..workers {
-            sockets.push(socket(address, true)?);
-        }
-        Ok(Bound { sockets, address })
+    /// Takes the port and does not listen yet: until [`Bound::into_listener`] callers are refused at once.
+    pub fn reserved(address: SocketAddr) -> io::Result<Bound> {
+        let socket = socket(address)?;
+        let address = socket.local_addr()?.as_socket().expect("an Internet socket has such an address");
+        Ok(Bound { socket, address })
     }
 
     /// Where it listens.
@@ -126,28 +120,22 @@ impl Bound {
         self.address
     }
 
-    /// The sockets, one for each worker, listening.
-    pub fn into_sockets(self) -> io::Result<Vec<std::net::TcpListener>> {
-        let listening = self.sockets.into_iter().map(|socket| {
-            socket.listen(BACKLOG)?;
-            socket.set_nonblocking(true)?;
-            Ok(socket.into())
-        });
-        listening.collect()
+    /// The socket, listening.
+    pub fn into_listener(self) -> io::Result<std::net::TcpListener> {
+        self.socket.listen(BACKLOG)?;
+        self.socket.set_nonblocking(true)?;
+        Ok(self.socket.into())
     }
 }
 
 /// A socket that is bound and does not listen: callers are refused.
-fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // [::] is both families wherever the system allows it.
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
-    if shared {
-        socket.set_reuse_port(true)?;
-    }
     // Every connection inherits both. Without them the kernel's own defaults are in force, which costs memory alone.
     let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
@@ -179,114 +167,56 @@ pub trait Handler: 'static {
 pub struct Server<H> {
     /// Who answers.
     pub handler: Rc<H>,
-    /// The certificate, and who may call.
-    pub tls: Tls,
     /// The bounds.
     pub limits: Limits,
-    /// A permit for each connection of the process.
-    pub connections: Arc<Semaphore>,
     /// The turns of the worker's long work.
     pub turns: Rc<Turns>,
     /// Where the memory of heads counts.
     pub held: Held,
-    /// Where connections are counted.
+    /// Where errors of connections are counted.
     pub metrics: Arc<Metrics>,
     /// The pod's end.
     pub drain: Watch,
 }
 
 impl<H: Handler> Server<H> {
-    /// Accepts until the drain closes the listener; connections go on in tasks of their own.
-    pub async fn serve(self: Rc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
-        let listener = TcpListener::from_std(listener)?;
-        let mut drain = self.drain.clone();
-        let mut closed = pin!(drain.reached(Stage::Closed));
-        let mut warned: Option<Instant> = None;
-        loop {
-            let permit = match Arc::clone(&self.connections).try_acquire_owned() {
-                Ok(permit) => permit,
-                Err(_) => {
-                    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
-                        warn!("The number of connections is at --max-connections: new ones wait");
-                        warned = Some(Instant::now());
-                    }
-                    tokio::select! {
-                        biased;
-                        () = &mut closed => break,
-                        permit = Arc::clone(&self.connections).acquire_owned() => {
-                            permit.expect("the semaphore is never closed")
-                        }
-                    }
-                }
-            };
-            let accepted = tokio::select! {
-                biased;
-                () = &mut closed => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let Ok(stream) = self.below_the_reserve(stream, &mut warned).await else { continue };
-                    let server = Rc::clone(&self);
-                    // Counted before its task begins: the end waits for it from here on.
-                    let counted = server.metrics.connection();
-                    tokio::task::spawn_local(async move {
-                        server.connection(stream, peer).await;
-                        drop((permit, counted));
-                    });
-                }
-                Err(error) => {
-                    warn_not_accepted(&error, &mut warned);
-                    sleep(ACCEPT_PAUSE).await;
-                }
+    /// Serves the connections of a worker's inbox. Returns once no more can come; those that are open go on in tasks of
+    /// their own.
+    pub async fn serve(self: Rc<Self>, inbox: Inbox) {
+        let Inbox { mut arrivals, mut orders } = inbox;
+        let connections = Connections::new(self.limits.first_request_timeout);
+        let (ordered, aging) = (Rc::clone(&connections), Rc::clone(&connections));
+        let metrics = self.metrics.kept().clone();
+        tokio::task::spawn_local(async move {
+            while let Some(order) = orders.recv().await {
+                ordered.obey(order, &metrics);
             }
-        }
-        // Whoever is in the queue already was told that we listen. The socket itself is asked: what came since tokio last
-        // looked is not known to it.
-        let Ok(listener) = listener.into_std() else { return Ok(()) };
-        while let Ok((stream, peer)) = listener.accept() {
-            let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else {
-                continue;
-            };
-            let server = Rc::clone(&self);
-            let counted = server.metrics.connection();
+        });
+        let metrics = self.metrics.kept().clone();
+        tokio::task::spawn_local(async move { aging.end_silent(&metrics).await });
+        while let Some(arrival) = arrivals.recv().await {
+            let (server, connections) = (Rc::clone(&self), Rc::clone(&connections));
             tokio::task::spawn_local(async move {
-                server.connection(stream, peer).await;
-                drop(counted);
+                let Arrival { mut secure, peer, accepted, permit, counted, seat } = arrival;
+                // The socket is registered with this thread's runtime now. Where that fails there is nobody to tell.
+                if secure.get_mut().0.arrive().is_ok() {
+                    let registered = connections.register(accepted, permit);
+                    server.connection(secure, peer, &registered).await;
+                }
+                drop((counted, seat));
             });
         }
-        Ok(())
     }
 
-    /// Waits, as in the queue, while only descriptors that are set aside for the admin port are free; not beyond the end of
-    /// the listener.
-    async fn below_the_reserve(
-        &self,
-        stream: TcpStream,
-        warned: &mut Option<Instant>,
-    ) -> io::Result<TcpStream> {
-        if !descriptors::is_set_aside(&stream) {
-            return Ok(stream);
-        }
-        let mut stream = descriptors::renumbered(stream.into_std()?);
-        while descriptors::is_set_aside(&stream) && self.drain.stage() < Stage::Closed {
-            warn_not_accepted(&io::Error::from_raw_os_error(libc::EMFILE), warned);
-            sleep(ACCEPT_PAUSE).await;
-            stream = descriptors::renumbered(stream);
-        }
-        TcpStream::from_std(stream)
-    }
-
-    async fn connection(self: Rc<Self>, stream: TcpStream, peer: SocketAddr) {
-        // A socket that cannot be told to send at once still works, a little later.
-        let _ = stream.set_nodelay(true);
-        let secure = match timeout(self.limits.handshake_timeout, self.handshake(stream)).await {
-            Ok(Ok(secure)) => secure,
-            Ok(Err(failure)) => return self.failed(failure, peer),
-            Err(_) => return self.failed(HandshakeFailure::Timeout, peer),
-        };
+    async fn connection(
+        self: Rc<Self>,
+        secure: TlsStream<Caller>,
+        peer: SocketAddr,
+        registered: &Registered,
+    ) {
         let h2 = secure.get_ref().1.alpn_protocol() == Some(b"h2");
         let activity = Rc::new(Activity::new(h2));
+        registered.watch(&activity);
         let turn = Turn::new(Rc::clone(&self.turns));
         let limit = self.limits.header_timeout;
         let io = Watched::new(secure, Rc::clone(&activity), limit, turn, self.held.clone());
@@ -301,14 +231,14 @@ impl<H: Handler> Server<H> {
                 .max_concurrent_streams(STREAMS)
                 .max_header_list_size(u32::try_from(limit).unwrap_or(u32::MAX))
                 .serve_connection(io, service);
-            self.drive(pin!(connection), &activity).await;
+            self.drive(pin!(connection), &activity, registered).await;
         } else {
             let connection = http1::Builder::new()
                 .header_read_timeout(None)
                 .max_header_size(limit)
                 .max_buf_size(limit)
                 .serve_connection(io, service);
-            self.drive(pin!(connection), &activity).await;
+            self.drive(pin!(connection), &activity, registered).await;
         }
     }
 
@@ -338,77 +268,6 @@ impl<H: Handler> Server<H> {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
-        }
-    }
-
-    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<Caller>, HandshakeFailure> {
-        let mut first = [0; 8];
-        let seen = stream.peek(&mut first).await.map_err(|error| HandshakeFailure::of(&error))?;
-        if looks_like_plain_http(&first[..seen]) {
-            plain_http(stream).await;
-            return Err(HandshakeFailure::PlainHttp);
-        }
-        TlsAcceptor::from(self.tls.config())
-            .accept(Caller(stream))
-            .await
-            .map_err(|error| HandshakeFailure::of(&error))
-    }
-
-    fn failed(&self, failure: HandshakeFailure, peer: SocketAddr) {
-        static FAILED: [Repeated; HandshakeFailure::ALL.len()] =
-            [const { Repeated::new() }; HandshakeFailure::ALL.len()];
-        self.metrics.handshake_failed(failure);
-        FAILED[failure as usize].line(move |count| match failure {
-            // Port scanners and probes of load balancers; the metric counts them.
-            HandshakeFailure::Closed | HandshakeFailure::Io => {
-                debug!(%peer, count, "A connection ended before TLS began")
-            }
-            HandshakeFailure::PlainHttp => {
-                warn!(%peer, count, "Plain HTTP came to the TLS port: webhooks.url must begin with https://");
-            }
-            HandshakeFailure::UnknownCa => warn!(
-                %peer,
-                count,
-                "The caller does not trust this certificate: OpenIM takes its trust from the system's roots or from \
-                 SSL_CERT_FILE"
-            ),
-            HandshakeFailure::Timeout
-            | HandshakeFailure::NoClientCertificate
-            | HandshakeFailure::BadCertificate
-            | HandshakeFailure::ProtocolVersion
-            | HandshakeFailure::NoCommonCipher
-            | HandshakeFailure::NoCommonAlpn
-            | HandshakeFailure::Garbage => {
-                warn!(%peer, count, reason = failure.label(), "A TLS handshake failed");
-            }
-        });
-    }
-}
-
-fn warn_not_accepted(error: &io::Error, warned: &mut Option<Instant>) {
-    if warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
-        warn!(%error, "A connection cannot be accepted; trying again");
-        *warned = Some(Instant::now());
-    }
-}
-
-/// Tells a caller without TLS what is wrong, in a way that OpenIM reads as a refusal and a person understands.
-async fn plain_http(mut stream: TcpStream) {
-    let text = "callback rejected: plain HTTP came to a TLS port, webhooks.url must begin with https://";
-    let body = crate::verdict::deny_body(crate::callback::rejection::REJECTION_CODE, text, "plain-http");
-    let head = format!(
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    let answer = [head.into_bytes(), body].concat();
-    let _ = stream.write_all(&answer).await;
-    let _ = stream.shutdown().await;
-    // Closing with the request unread would reset the connection under the answer.
-    let mut rest = [0; 4096];
-    for _ in 0..16 {
-        let read = tokio::io::AsyncReadExt::read(&mut stream, &mut rest);
-        if !matches!(timeout(LAST_WORDS, read).await, Ok(Ok(1..))) {
-            break;
         }
     }
 }

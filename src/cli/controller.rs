@@ -22,7 +22,7 @@ pub fn run(args: args::Controller) -> u8 {
     let _ = tls::provider().as_ref().clone().install_default();
     let queue = log::Queue::start(std::io::stdout());
     log::install(&queue, args.log_level, args.log_format);
-    let code = match bind("--admin-listen", args.admin_listen, ADMIN_PORT, 1, Bound::new) {
+    let code = match bind("--admin-listen", args.admin_listen, ADMIN_PORT, Bound::new) {
         Ok(admin) => serve(args, admin, &queue, started),
         Err(problem) => {
             super::complain(&[problem]);

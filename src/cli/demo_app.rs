@@ -64,7 +64,7 @@ pub fn run(config: args::DemoApp) -> u8 {
     let queue = log::Queue::start(std::io::stdout());
     log::install(&queue, config.log_level, config.log_format);
     report_panics(|| {});
-    let code = match bind("--listen", config.listen, APP_PORT, 1, Bound::new) {
+    let code = match bind("--listen", config.listen, APP_PORT, Bound::new) {
         Ok(listener) => local_runtime().block_on(serve(config, listener, descriptors)),
         Err(problem) => {
             super::complain(&[problem]);

@@ -21,8 +21,7 @@ pub(super) fn local_runtime() -> LocalRuntime {
 
 /// The listener of one socket, and the signals, within a runtime.
 pub(super) fn open(bound: Bound) -> std::io::Result<(TcpListener, Signals)> {
-    let socket = bound.into_sockets()?.pop().expect("a listener has a socket");
-    Ok((TcpListener::from_std(socket)?, Signals::new()?))
+    Ok((TcpListener::from_std(bound.into_listener()?)?, Signals::new()?))
 }
 
 /// SIGTERM, and SIGINT for people.
@@ -52,18 +51,17 @@ pub(super) fn bind(
     flag: &str,
     wanted: Option<SocketAddr>,
     port: u16,
-    workers: usize,
-    take: fn(SocketAddr, usize) -> std::io::Result<Bound>,
+    take: fn(SocketAddr) -> std::io::Result<Bound>,
 ) -> Result<Bound, String> {
     let named = |address: SocketAddr| {
-        take(address, workers).map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
+        take(address).map_err(|error| format!("{flag}: {address} cannot be listened on: {error}"))
     };
     let port = wanted.map_or(port, |address| address.port());
     let [both, v4] = args::any(port);
     match wanted {
         // `[::]` means every address, where there is no IPv6 too: the sidecar gets its port in this way.
         Some(address) if address != both => named(address),
-        Some(_) | None => take(both, workers).or_else(|_| named(v4)),
+        Some(_) | None => take(both).or_else(|_| named(v4)),
     }
 }
 

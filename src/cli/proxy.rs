@@ -1,20 +1,22 @@
 //! `proxy`: load and bind everything, serve, and end in the order in which nothing is lost.
 //!
-//! The main thread runs admin, reloading and the end; each worker has a thread and a runtime of its own.
+//! The main thread runs admin, reloading and the end. One thread accepts, and each worker has its own, all with a runtime of
+//! their own.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use self::backstop::Backstop;
 use self::certificate::Certificate;
 use self::max_held::{Follower, Found};
+use self::threads::Threads;
 use super::args::{self, ADMIN_PORT, LISTEN_PORT};
-use super::process::{Signals, bind, local_runtime, report_panics};
+use super::process::{Signals, bind, local_runtime, open, report_panics};
 use crate::admin;
 use crate::admin::proxy::ProxyPages;
 use crate::basic_auth::{self, BasicAuth};
@@ -27,9 +29,9 @@ use crate::held::Held;
 use crate::log;
 use crate::memory;
 use crate::metrics::Metrics;
-use crate::proxy::{Config, Proxy, Shared};
-use crate::ready::{Latch, Readiness};
-use crate::server::{Bound, Limits, Server};
+use crate::proxy::{Config, Shared};
+use crate::ready::Readiness;
+use crate::server::{Bound, FAREWELLS, Limits, Pressure};
 use crate::source::boot::{NoPolicy, Places, boot};
 use crate::source::cache::{Cache, Kept};
 use crate::source::{self, Publisher};
@@ -39,8 +41,10 @@ use crate::upstream::{KEPT_CONNECTIONS, Reuse};
 
 pub(super) use certificate::load_client_ca;
 
+mod backstop;
 mod certificate;
 mod max_held;
+mod threads;
 
 /// How much earlier than the pod's grace period the end is over: time for the exit itself.
 const BEFORE_THE_KILL: Duration = Duration::from_secs(1);
@@ -56,6 +60,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which part of `--max-held` there is on top for refusals.
 const REFUSALS_SHARE: usize = 8;
+
+/// How long a connection may stay without a first request. Go closes what was idle for 90 s, so none of its own gets there.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often the end looks whether it is over.
 const TICK: Duration = Duration::from_millis(10);
@@ -116,10 +123,8 @@ impl Loaded {
         let _ = note(&mut problems, policy);
         let waiting = matches!(certificate, Some(Certificate::Awaited { .. }));
         let take = if waiting { Bound::reserved } else { Bound::new };
-        let listener =
-            note(&mut problems, bind("--listen", config.listen, LISTEN_PORT, config.workers, take));
-        let admin =
-            note(&mut problems, bind("--admin-listen", config.admin_listen, ADMIN_PORT, 1, Bound::new));
+        let listener = note(&mut problems, bind("--listen", config.listen, LISTEN_PORT, take));
+        let admin = note(&mut problems, bind("--admin-listen", config.admin_listen, ADMIN_PORT, Bound::new));
         let (Some(certificate), Some(auth), Some(listener), Some(admin)) =
             (certificate, auth, listener, admin)
         else {
@@ -185,14 +190,7 @@ impl Loaded {
         let service = Service { shared, drain, watch, readiness, metrics: self.metrics, tls };
         let (listen, admin_listen) = (self.listener, self.admin.address());
         local_runtime().block_on(async {
-            let sockets = self.admin.into_sockets();
-            let opened = sockets
-                .and_then(|mut sockets| {
-                    let socket = sockets.pop().expect("a listener has a socket");
-                    tokio::net::TcpListener::from_std(socket)
-                })
-                .and_then(|listener| Signals::new().map(|signals| (listener, signals)));
-            let (listener, mut signals) = match opened {
+            let (listener, mut signals) = match open(self.admin) {
                 Ok(opened) => opened,
                 Err(error) => {
                     error!(%error, "Neither the admin port can be served nor signals be received");
@@ -241,31 +239,31 @@ impl Service {
     ) -> u8 {
         self.metrics.certificate(not_after(&tls));
         let listen = listener.address();
-        let sockets = match listener.into_sockets() {
-            Ok(sockets) => sockets,
+        let listener = match listener.into_listener() {
+            Ok(listener) => listener,
             Err(error) => {
                 error!(%error, listen.addr = %listen, "--listen: cannot be listened on");
                 return super::PROBLEM;
             }
         };
-        let workers = Workers {
+        let tls = self.tls.get_or_init(|| tls).clone();
+        let threads = Threads {
             shared: self.shared,
-            tls: self.tls.get_or_init(|| tls).clone(),
+            tls: tls.clone(),
             limits: limits(config),
-            connections: Arc::new(Semaphore::new(config.max_connections)),
+            max_connections: config.max_connections,
+            pressure: Pressure::default(),
             drain: self.watch,
-            accepting: Arc::new(AtomicUsize::new(config.workers)),
+            accepting: Arc::new(AtomicBool::new(true)),
         };
         let (dead, died) = mpsc::unbounded_channel();
-        let mut starting = Vec::new();
-        for socket in sockets {
-            starting.push(workers.start(socket, self.readiness.latch("listener"), dead.clone()));
-        }
+        let latch = self.readiness.latch("listener");
+        let workers = threads.start_workers(config.workers, &dead).await;
         // Whoever reads the line below may rely on /readyz.
-        for started in starting {
-            let _ = started.await;
-        }
-        reload(reloader, auth_reloader, &workers.tls, &self.metrics);
+        threads.start_accepting(listener, workers.clone(), latch, dead).await;
+        let backstop = Backstop::new(Cgroup::own(), threads.pressure.clone(), workers, &self.metrics);
+        tokio::task::spawn_local(backstop.run());
+        reload(reloader, auth_reloader, &tls, &self.metrics);
         info!(
             version = env!("CARGO_PKG_VERSION"),
             listen.addr = %listen,
@@ -273,7 +271,7 @@ impl Service {
             upstream.addr = %config.upstream,
             "Listening"
         );
-        live(signals, died, &self.drain, &self.metrics, &workers.accepting, config).await
+        live(signals, died, &self.drain, &self.metrics, &threads.accepting, config).await
     }
 }
 
@@ -283,7 +281,7 @@ async fn live(
     mut died: mpsc::UnboundedReceiver<()>,
     drain: &Drain,
     metrics: &Metrics,
-    accepting: &AtomicUsize,
+    accepting: &AtomicBool,
     config: &args::Proxy,
 ) -> u8 {
     tokio::select! {
@@ -305,11 +303,10 @@ async fn live(
     }
 }
 
-/// Says what of the two drain flags the grace period leaves no time for: the end is cut short to fit, and callbacks that
-/// would have had an answer of the app get the fallback for `draining`.
 /// Most files that the process has open at once, by its bounds: callers, the app, idle connections to it, the admin port.
 fn open_files(config: &args::Proxy) -> u64 {
-    let bounds = config.max_connections + config.max_in_flight + config.workers * KEPT_CONNECTIONS;
+    let workers = config.workers * (KEPT_CONNECTIONS + FAREWELLS);
+    let bounds = config.max_connections + config.max_in_flight + workers;
     (bounds + config.admin_limits.connections + OTHER_FILES) as u64
 }
 
@@ -325,6 +322,8 @@ fn warn_of_few_descriptors(descriptors: Result<(), Shortage>) {
     }
 }
 
+/// Says what of the two drain flags the grace period leaves no time for: the end is cut short to fit, and callbacks that
+/// would have had an answer of the app get the fallback for `draining`.
 fn warn_of_a_short_grace_period(config: &args::Proxy) {
     let wanted = config.drain_delay + config.drain_timeout + 2 * LAST_WRITES + BEFORE_THE_KILL;
     if wanted > config.grace_period {
@@ -339,7 +338,7 @@ fn warn_of_a_short_grace_period(config: &args::Proxy) {
 }
 
 /// Goes through the stages of the end, each as long as it needs and no longer than it may.
-async fn end(drain: &Drain, metrics: &Metrics, accepting: &AtomicUsize, config: &args::Proxy) {
+async fn end(drain: &Drain, metrics: &Metrics, accepting: &AtomicBool, config: &args::Proxy) {
     let watch = drain.watch();
     let signalled = Instant::now();
     // Told before the signal that the pod is ending: the pod's clock has been running since then.
@@ -351,8 +350,8 @@ async fn end(drain: &Drain, metrics: &Metrics, accepting: &AtomicUsize, config: 
     // What is cut has to be written, and idle connections to be closed, before the pod's own end.
     let latest_cut = last.checked_sub(2 * LAST_WRITES).unwrap_or(signalled).max(signalled);
     let cut = (Instant::now() + config.drain_timeout).min(latest_cut);
-    // Whoever was in the queue of a worker is counted once the worker has left its accept loop.
-    let all_gone = || accepting.load(Ordering::Acquire) == 0 && metrics.connections() == 0;
+    // Whoever was in the queue is counted once the accept loop is over.
+    let all_gone = || !accepting.load(Ordering::Acquire) && metrics.connections() == 0;
     if wait(cut, all_gone).await {
         drain.advance(Stage::Over, Instant::now());
         return;
@@ -372,77 +371,6 @@ async fn wait(until: Instant, done: impl Fn() -> bool) -> bool {
             return false;
         }
         tokio::time::sleep(TICK).await;
-    }
-}
-
-/// What every worker is made of.
-struct Workers {
-    shared: Arc<Shared>,
-    tls: Tls,
-    limits: Limits,
-    connections: Arc<Semaphore>,
-    drain: drain::Watch,
-    /// How many workers are in their accept loop.
-    accepting: Arc<AtomicUsize>,
-}
-
-impl Workers {
-    /// Starts a worker. What is returned resolves when the worker listens, or has ended before.
-    fn start(
-        &self,
-        socket: std::net::TcpListener,
-        latch: Latch,
-        dead: mpsc::UnboundedSender<()>,
-    ) -> oneshot::Receiver<()> {
-        let (starting, started) = oneshot::channel();
-        let (shared, drain) = (Arc::clone(&self.shared), self.drain.clone());
-        let (tls, limits, connections) =
-            (self.tls.clone(), self.limits.clone(), Arc::clone(&self.connections));
-        let accepting = Arc::clone(&self.accepting);
-        let work = move || {
-            // Told whichever way the thread ends, a panic included; at the end nobody listens any more.
-            let _dead = Dead(dead);
-            let alive = drain.clone();
-            let metrics = Arc::clone(&shared.metrics);
-            let held = shared.held.clone();
-            let handler = Rc::new(Proxy::new(shared, drain.clone()));
-            let turns = handler.turns();
-            let keeper = Rc::clone(&handler);
-            let serve = async {
-                let counted = Arc::clone(&metrics);
-                let server =
-                    Server { handler, tls, limits, connections, turns, held, metrics: counted, drain };
-                drop(latch);
-                drop(starting);
-                if let Err(error) = Rc::new(server).serve(socket).await {
-                    error!(%error, "A worker cannot serve");
-                    return;
-                }
-                accepting.fetch_sub(1, Ordering::Release);
-                let mut over = alive.clone();
-                over.reached(Stage::Over).await;
-                wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;
-            };
-            local_runtime().block_on(async {
-                tokio::select! {
-                    biased;
-                    never = keeper.keep_time() => match never {},
-                    () = serve => {}
-                }
-            });
-        };
-        let thread = thread::Builder::new().name("worker".to_owned()).spawn(work);
-        thread.expect("a process that cannot start a worker cannot serve");
-        started
-    }
-}
-
-/// Tells that a worker has ended.
-struct Dead(mpsc::UnboundedSender<()>);
-
-impl Drop for Dead {
-    fn drop(&mut self) {
-        let _ = self.0.send(());
     }
 }
 
@@ -548,5 +476,6 @@ fn limits(config: &args::Proxy) -> Limits {
         connection_age: config.max_connection_age,
         idle_timeout: config.idle_timeout,
         answer_timeout: ANSWER_TIMEOUT,
+        first_request_timeout: FIRST_REQUEST_TIMEOUT,
     }
 }

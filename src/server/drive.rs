@@ -1,4 +1,5 @@
-//! Drives a connection to its end: its own, its age's, the drain's, or that of a caller who takes more than a caller needs.
+//! Drives a connection to its end: its own, its age's, the drain's, because others need its room, or that of a
+//! caller who takes more than a caller needs.
 
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher as _, RandomState};
@@ -11,6 +12,7 @@ use hyper::server::conn::{http1, http2};
 use tokio::time::{Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
+use super::connections::{Farewell, Registered};
 use super::rarely::Rarely;
 use super::stream::{Activity, Ending};
 use super::{Handler, Server};
@@ -26,9 +28,20 @@ pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl<H: Handler> Server<H> {
     /// Runs a connection to its end.
-    pub(super) async fn drive<C: Graceful>(&self, mut connection: Pin<&mut C>, activity: &Activity) {
+    pub(super) async fn drive<C: Graceful>(
+        &self,
+        mut connection: Pin<&mut C>,
+        activity: &Activity,
+        registered: &Registered,
+    ) {
         let (mut leave, mut end) = (self.drain.clone(), self.drain.clone());
-        let (leaving, over) = (pin!(leave.reached(Stage::Leaving)), pin!(end.reached(Stage::Over)));
+        let over = async {
+            tokio::select! {
+                () = end.reached(Stage::Over) => Farewell::Said,
+                farewell = registered.ended() => farewell,
+            }
+        };
+        let (leaving, over) = (pin!(leave.reached(Stage::Leaving)), pin!(over));
         let (mut leaving, mut over) = (Rarely::new(leaving), Rarely::new(over));
         // A connection that comes while the pod is leaving is served, and then told to go elsewhere.
         let age = if self.drain.stage() >= Stage::Leaving { Duration::from_secs(1) } else { self.age() };
@@ -56,9 +69,11 @@ impl<H: Handler> Server<H> {
                         self.end(connection.as_mut(), activity, timer.inner().as_mut());
                     }
                 }
-                () = &mut over => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = timeout(LAST_WORDS, connection.as_mut()).await;
+                farewell = &mut over => {
+                    if farewell == Farewell::Said {
+                        connection.as_mut().graceful_shutdown();
+                        let _ = timeout(LAST_WORDS, connection.as_mut()).await;
+                    }
                     return;
                 }
                 () = &mut leaving, if !moved => {

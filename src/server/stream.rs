@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
@@ -96,6 +98,17 @@ impl Activity {
         }
     }
 
+    /// Whether a request ever came.
+    pub(super) fn served(&self) -> bool {
+        self.begun.get() > 0
+    }
+
+    /// Bytes of memory that it keeps from others: answers that wait to be taken, a head under way, and the buffers that the HTTP/2
+    /// decoder's table keeps.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.unwritten.bytes() + self.share.borrow().as_ref().map_or(0, Holding::bytes)
+    }
+
     pub(super) fn begin(self: &Rc<Self>) -> Active {
         self.active.set(self.active.get() + 1);
         self.unread_head.set(0);
@@ -181,16 +194,79 @@ impl Drop for Active {
     fn drop(&mut self) {
         self.activity.active.set(self.activity.active.get() - 1);
         self.activity.unread_head.set(0);
-        if self.answered {
-            self.activity.quiet_since.set(Instant::now());
-        } else {
+        self.activity.quiet_since.set(Instant::now());
+        if !self.answered {
             self.activity.abandon();
         }
     }
 }
 
-/// A caller's socket. TLS hands it one record at a time, as a vector of one.
-pub(super) struct Caller(pub(super) TcpStream);
+/// Most bytes of a ClientHello. Go's has 300 to 1,700; each name and each key that a caller offers adds some.
+const CLIENT_HELLO_BYTES: usize = 16 << 10;
+
+/// Most bytes from a caller for the rest of its handshake. With a client certificate that is the chain: RFC 8446 and rustls
+/// allow 64 KiB, real ones have 2 to 8. (What a caller sends early, behind its handshake, counts up to one read.)
+const REST_OF_HANDSHAKE_BYTES: usize = 64 << 10;
+
+/// A caller's socket. TLS hands it one record at a time, as a vector of one. It belongs to the runtime of one thread, and
+/// has to leave that to get to another.
+pub(super) enum Caller {
+    /// In its handshake, which may take so many more bytes.
+    Accepting(TcpStream, usize),
+    /// On its way.
+    Between(std::net::TcpStream),
+    /// At its worker.
+    Serving(TcpStream),
+    /// It could not be moved.
+    Lost,
+}
+
+impl Caller {
+    /// A socket whose ClientHello comes now.
+    pub(super) fn accepted(stream: TcpStream) -> Caller {
+        Caller::Accepting(stream, CLIENT_HELLO_BYTES)
+    }
+
+    /// The ClientHello has been read.
+    pub(super) fn greeted(&mut self) {
+        if let Caller::Accepting(_, left) = self {
+            *left = REST_OF_HANDSHAKE_BYTES;
+        }
+    }
+
+    /// Whether the caller has closed its side, and no byte of it is left to read.
+    pub(super) fn has_left(&mut self) -> bool {
+        let Ok(stream) = self.stream() else { return true };
+        // Asked of the system: it costs a microsecond, and the answer that nobody would read a hundred.
+        matches!(SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()]), Ok(0))
+    }
+
+    /// Leaves the runtime of this thread.
+    pub(super) fn leave(&mut self) -> io::Result<()> {
+        let (Caller::Accepting(stream, _) | Caller::Serving(stream)) = std::mem::replace(self, Caller::Lost)
+        else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        *self = Caller::Between(stream.into_std()?);
+        Ok(())
+    }
+
+    /// Joins the runtime of this thread.
+    pub(super) fn arrive(&mut self) -> io::Result<()> {
+        let Caller::Between(stream) = std::mem::replace(self, Caller::Lost) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        *self = Caller::Serving(TcpStream::from_std(stream)?);
+        Ok(())
+    }
+
+    fn stream(&mut self) -> io::Result<&mut TcpStream> {
+        match self {
+            Caller::Serving(stream) | Caller::Accepting(stream, _) => Ok(stream),
+            Caller::Between(_) | Caller::Lost => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
 
 impl AsyncRead for Caller {
     fn poll_read(
@@ -198,21 +274,32 @@ impl AsyncRead for Caller {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(cx, buffer)
+        let this = self.get_mut();
+        if let Caller::Accepting(stream, left) = this {
+            if *left == 0 {
+                let long = rustls::Error::General("the handshake is too long".to_owned());
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, long)));
+            }
+            let before = buffer.filled().len();
+            let read = Pin::new(stream).poll_read(cx, buffer);
+            *left = left.saturating_sub(buffer.filled().len() - before);
+            return read;
+        }
+        Pin::new(this.stream()?).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Caller {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, bytes)
+        Pin::new(self.get_mut().stream()?).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+        Pin::new(self.get_mut().stream()?).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+        Pin::new(self.get_mut().stream()?).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -220,7 +307,7 @@ impl AsyncWrite for Caller {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        wire::poll_write_slices(&mut self.get_mut().0, cx, slices)
+        wire::poll_write_slices(self.get_mut().stream()?, cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,16 +1,20 @@
 //! What of a connection's life takes a quarter of an hour at the command line, in milliseconds.
 
+use std::time::Instant;
+
 use prometheus_client::metrics::counter::Counter;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::LocalSet;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::drain::Drain;
-use crate::tls::{self, SelfSigned};
+use crate::tls::{self, SelfSigned, Tls};
 
 /// Answers each request with so many bytes.
 struct Sized(usize);
@@ -37,21 +41,29 @@ type Stream = tokio_rustls::client::TlsStream<TcpStream>;
 /// An HTTP/1.1 connection to a server with these limits, whose answers have so many bytes.
 async fn connection(limits: Limits, answer_bytes: usize, drain: &Drain) -> Stream {
     let made = SelfSigned::new(&[], tls::now()).expect("its own names are good");
-    let bound = Bound::new("127.0.0.1:0".parse().expect("an address"), 1).expect("loopback");
+    let bound = Bound::new("127.0.0.1:0".parse().expect("an address")).expect("loopback");
     let address = bound.address();
+    let metrics = Arc::new(Metrics::new(Counter::default()));
+    let (worker, inbox) = worker();
+    let acceptor = Acceptor {
+        tls: Tls::fixed(&made.credentials, None),
+        limits: limits.clone(),
+        max_connections: 8,
+        pressure: Pressure::default(),
+        metrics: Arc::clone(&metrics),
+        drain: drain.watch(),
+        workers: Workers::new(vec![worker]),
+    };
     let server = Server {
         handler: Rc::new(Sized(answer_bytes)),
-        tls: Tls::fixed(&made.credentials, None),
         limits,
-        connections: Arc::new(Semaphore::new(8)),
         turns: Rc::default(),
         held: Held::new(1 << 20),
-        metrics: Arc::new(Metrics::new(Counter::default())),
+        metrics,
         drain: drain.watch(),
     };
-    let mut sockets = bound.into_sockets().expect("it listens");
-    let socket = sockets.pop().expect("one worker, one socket");
-    tokio::task::spawn_local(Rc::new(server).serve(socket));
+    tokio::task::spawn_local(Rc::new(server).serve(inbox));
+    tokio::task::spawn_local(Rc::new(acceptor).run(bound.into_listener().expect("it listens")));
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(made.certificate_pem.as_bytes()).expect("PEM");
     roots.add(root).expect("a certificate");
@@ -77,6 +89,7 @@ fn limits(connection_age: Duration, idle_timeout: Duration, answer_timeout: Dura
         connection_age,
         idle_timeout,
         answer_timeout,
+        first_request_timeout: HOUR,
     }
 }
 

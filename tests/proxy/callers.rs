@@ -251,10 +251,14 @@ async fn streams_reset_as_fast_as_they_come_harm_nobody_else() {
 
 #[tokio::test]
 async fn connections_over_their_bound_wait_until_there_is_room() {
-    let app = App::allowing();
-    let guard = Guard::with("").flag("--max-connections", "1").upstream(&app).start();
+    let gate = Gate::closed();
+    let acts = vec![Act::Wait(gate.clone()), Act::json(crate::support::app::ALLOW)];
+    let app = App::start(move |_| acts.clone());
+    let policy = "defaults: {callerTimeout: 15s, timeout: 14s}";
+    let guard = Guard::with(policy).flag("--max-connections", "1").upstream(&app).start();
     let mut first = Caller::h1(&guard).await;
-    assert_eq!(first.send(&Call::new(COMMAND)).await.told(), "allow upstream -");
+    let under_way = tokio::spawn(first.begin(&Call::new(COMMAND)));
+    app.wait_for_asked(1).await;
     let config = Authority::common().trusted_by(&["http/1.1"], None);
     let second = {
         let stream = plain(&guard).await;
@@ -262,9 +266,11 @@ async fn connections_over_their_bound_wait_until_there_is_room() {
         tokio::spawn(async move { tokio_rustls::TlsConnector::from(config).connect(name, stream).await })
     };
     guard.wait_for_log(|line| line.contains("at --max-connections"));
-    assert_eq!(first.send(&Call::new(COMMAND)).await.told(), "allow upstream -");
     assert!(!second.is_finished());
-    first.hang_up();
+    gate.open();
+    let answer = within("an answer", under_way).await.expect("no panic").expect("an answer");
+    assert_eq!(answer.told(), "allow upstream -");
+    // It has no request in hand any more.
     let stream = within("room", second).await.expect("no panic").expect("a handshake");
     assert_eq!(Caller::over(stream).await.send(&Call::new(COMMAND)).await.told(), "allow upstream -");
 }

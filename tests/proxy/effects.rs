@@ -116,7 +116,7 @@ async fn there_are_as_many_workers_as_wanted() {
     assert_eq!(workers(&Guard::with("").start()), 1);
     let guard = Guard::with("").upstream(&app).flag("--workers", "2").flag("--drain-delay", "0s").start();
     assert_eq!(workers(&guard), 2);
-    // The system spreads connections over them; each answers, and each ends.
+    // Connections are spread over them; each answers, and each ends.
     let mut callers = Vec::new();
     for _ in 0..16 {
         callers.push(Caller::h2(&guard).await);

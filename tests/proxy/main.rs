@@ -9,6 +9,7 @@ mod cache;
 mod callers;
 mod cluster;
 mod config_map;
+mod connections;
 mod descriptors;
 mod drain;
 mod effects;

@@ -118,7 +118,7 @@ proxy_args! {
     client_ca "client-ca" "CALLBACK_GUARD_CLIENT_CA" "FILE" "";
     /// File with one user:password a line; watched. OpenIM sends those of webhooks.url
     basic_auth_file "basic-auth-file" "CALLBACK_GUARD_BASIC_AUTH_FILE" "FILE" "";
-    /// Open connections of callers; further ones wait
+    /// Open connections of callers; at the limit the longest idle one is closed for a new one
     max_connections "max-connections" "CALLBACK_GUARD_MAX_CONNECTIONS" "COUNT" "10000";
     /// Callbacks put to the app at once; further ones are answered by the fallback for `overloaded`
     max_in_flight "max-in-flight" "CALLBACK_GUARD_MAX_IN_FLIGHT" "COUNT" "1024";
