@@ -30,7 +30,7 @@ pub const OPERATION_ID_LIMIT: usize = 64 << 10;
 pub const SHOWN_OPERATION_ID: usize = 128;
 
 /// A request whose body was read whole, within its limits. Nothing else is known of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RawRequest {
     /// Method, target and headers.
     pub head: request::Parts,
@@ -38,8 +38,8 @@ pub struct RawRequest {
     pub body: Bytes,
 }
 
-/// A checked callback.
-#[derive(Debug)]
+/// A checked callback. A clone shares the body.
+#[derive(Clone, Debug)]
 pub struct Callback {
     raw: RawRequest,
     target: Target,
@@ -48,6 +48,7 @@ pub struct Callback {
     /// The value of each field of the command's table, where the body has it.
     values: Vec<Option<(Token, Span)>>,
     wrong_type: Option<WrongType>,
+    allow: Option<Bytes>,
 }
 
 /// OpenIM's tracing ID, and whether it had to be made up because the caller sent none.
@@ -89,6 +90,7 @@ impl Callback {
                 operation_id,
                 values: body.values,
                 wrong_type: body.wrong_type,
+                allow: None,
             }),
             Err(rejection) => Err((raw, rejection)),
         }
@@ -110,7 +112,18 @@ impl Callback {
             operation_id: OperationId { text, generated },
             values: body.values,
             wrong_type: body.wrong_type,
+            allow: None,
         }
+    }
+
+    /// Keeps the body of an allow of this callback, so that none has to be made when its deadline has come.
+    pub fn keep_allow(&mut self, body: Bytes) {
+        self.allow = Some(body);
+    }
+
+    /// The body of an allow of this callback, if it was made before.
+    pub fn kept_allow(&self) -> Option<&Bytes> {
+        self.allow.as_ref()
     }
 
     /// The body, byte for byte as received.
@@ -157,7 +170,12 @@ impl Callback {
         fits(token, raw, fields[at].ty).then_some(raw)
     }
 
-    /// What a policy may look at.
+    /// What the URL alone tells a policy: the command.
+    pub fn named(&self) -> Subject<'_> {
+        Subject { name: self.target.name(), command: self.command, ..Subject::default() }
+    }
+
+    /// What a policy may look at. Takes time in proportion to the IDs.
     pub fn subject(&self) -> Subject<'_> {
         let table = command::request_table(self.command);
         let at = |watched: Watched| self.values[table.watched[watched as usize]];
@@ -201,9 +219,7 @@ impl Checked {
         }
         let target = Target::parse(&raw.head.uri)?;
         let command = command::lookup(target.name());
-        if let Err(error) = std::str::from_utf8(&raw.body) {
-            return Err(Rejection::NotUtf8 { at: error.valid_up_to() });
-        }
+        go_json::check_utf8(&raw.body).map_err(|at| Rejection::NotUtf8 { at })?;
         let body = Body::walk(&raw.body, command)?;
         let table = command::request_table(command);
         match body.values[table.watched[Watched::Command as usize]] {

@@ -19,6 +19,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use crate::cancel;
+
 pub use decode::decode;
 pub use tokens::Tokens;
 
@@ -141,6 +143,9 @@ pub enum SyntaxError {
     /// More than [`VALUES_LIMIT`] values, or more than 4 GiB.
     #[error("more values than are kept of one document")]
     TooMany,
+    /// The walk was cancelled ([`crate::cancel`]): nobody waits for its result.
+    #[error("not read to the end")]
+    Cancelled,
 }
 
 /// What the grammar wants where it found something else. (Not a text: a [`SyntaxError`] of eight bytes lets a token travel
@@ -222,7 +227,14 @@ pub fn unquote(raw: &[u8]) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(inner.len());
     let mut rest = inner;
+    let mut look_at = cancel::STRIDE;
     while let Some(slash) = rest.iter().position(|byte| *byte == b'\\') {
+        if out.len() >= look_at {
+            if cancel::is_cancelled() {
+                break;
+            }
+            look_at = out.len() + cancel::STRIDE;
+        }
         out.push_str(&lossy(&rest[..slash]));
         let escape = rest[slash + 1];
         rest = &rest[slash + 2..];
@@ -253,6 +265,24 @@ pub fn unquote(raw: &[u8]) -> Cow<'_, str> {
     }
     out.push_str(&lossy(rest));
     Cow::Owned(out)
+}
+
+/// Checks that bytes are UTF-8; an error is the number of bytes in front of the first wrong one.
+pub fn check_utf8(bytes: &[u8]) -> Result<(), usize> {
+    let mut from = 0;
+    while from < bytes.len() {
+        let to = bytes.len().min(from + cancel::STRIDE);
+        match std::str::from_utf8(&bytes[from..to]) {
+            Ok(_) => from = to,
+            // A character across the edge: it begins the next part.
+            Err(error) if error.error_len().is_none() && to < bytes.len() => from += error.valid_up_to(),
+            Err(error) => return Err(from + error.valid_up_to()),
+        }
+        if from < bytes.len() && cancel::is_cancelled() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn hex4(digits: &[u8]) -> u32 {
@@ -405,6 +435,10 @@ pub struct Decoded {
 /// An integer literal as Go's `strconv.ParseInt` and `ParseUint` take it: digits alone, `1.0` and `1e0` are none.
 pub fn integer(raw: &[u8], min: i64, max: i64) -> Option<i64> {
     if min >= 0 && raw.first() == Some(&b'-') {
+        return None;
+    }
+    // A sign and 19 digits are the longest of 64 bits; a literal has no zeros in front.
+    if raw.len() > 20 {
         return None;
     }
     let (negative, digits) = match raw {

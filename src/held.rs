@@ -90,6 +90,19 @@ impl Holding {
         self.bytes
     }
 
+    /// Parts the share: what is returned has all beyond so many bytes, and is given back by itself.
+    pub fn split_off(&mut self, bytes: usize) -> Holding {
+        let beyond = self.bytes.saturating_sub(bytes);
+        self.bytes -= beyond;
+        Holding { shared: Arc::clone(&self.shared), bytes: beyond, of_answer: self.of_answer }
+    }
+
+    /// Takes a part back that was split off.
+    pub fn join(&mut self, mut part: Holding) {
+        debug_assert!(Arc::ptr_eq(&self.shared, &part.shared), "a part of this share");
+        self.bytes += std::mem::take(&mut part.bytes);
+    }
+
     /// Makes the share no larger than this: what it was for was dropped.
     pub fn shrink_to(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
@@ -155,6 +168,23 @@ mod tests {
         assert_eq!((two.bytes(), held.bytes()), (3, 3));
         two.shrink_to(9);
         assert_eq!((two.bytes(), held.bytes()), (3, 3), "shrinking never grows");
+    }
+
+    #[test]
+    fn a_part_that_was_split_off_counts_by_itself_until_it_is_dropped_or_taken_back() {
+        let held = Held::new(10);
+        let mut share = held.nothing();
+        assert_eq!(share.grow_to(8), Ok(()));
+        let mut part = share.split_off(3);
+        assert_eq!((share.bytes(), part.bytes(), held.bytes()), (3, 5, 8));
+        assert_eq!((part.grow_to(7), part.grow_to(8)), (Ok(()), Err(Full)));
+        share.join(part);
+        assert_eq!((share.bytes(), held.bytes()), (10, 10));
+        drop(share.split_off(4));
+        assert_eq!((share.bytes(), held.bytes()), (4, 4));
+        assert_eq!(share.split_off(5).bytes(), 0, "there is nothing beyond");
+        drop(share);
+        assert_eq!(held.bytes(), 0);
     }
 
     #[test]

@@ -25,6 +25,7 @@
 
 // floor 0: the domain. No I/O, no clock, no task, no log.
 pub mod cause;
+pub mod cancel;
 pub mod go_json;
 pub mod callback;
 pub mod breaker;
@@ -36,6 +37,8 @@ pub mod sidecar;
 pub mod held;
 pub mod turns;
 pub mod wire;
+pub mod niceness;
+pub mod decode;
 pub mod files;
 pub mod cgroup;
 pub mod descriptors;

@@ -210,13 +210,40 @@ impl Policy {
 
     /// The text of the defaults' denials, and of an override's.
     pub fn default_deny(&self) -> &DenyText {
-        &self.default_rule().1.deny
+        &self.rules[self.rules.len() - 1].deny
     }
 
     /// What is to be done with a callback at `now`: an override's `answer` comes first, then the first rule
     /// that matches.
     pub fn decide<'p>(
         &'p self,
+        subject: &Subject<'_>,
+        over: Option<&'p Override>,
+        now: SystemTime,
+    ) -> Decision<'p> {
+        self.decide_with(|| self.rule_index(subject), subject, over, now)
+    }
+
+    /// The same, if it is known which rule matches: then `subject` needs no more than the command.
+    pub fn decide_by_rule<'p>(
+        &'p self,
+        rule_index: usize,
+        subject: &Subject<'_>,
+        over: Option<&'p Override>,
+        now: SystemTime,
+    ) -> Decision<'p> {
+        self.decide_with(|| rule_index, subject, over, now)
+    }
+
+    /// The place in [`Self::rules`] of the first rule that matches.
+    pub fn rule_index(&self, subject: &Subject<'_>) -> usize {
+        let found = self.rules.iter().position(|rule| rule.matches.fits(subject));
+        found.unwrap_or(self.rules.len() - 1)
+    }
+
+    fn decide_with<'p>(
+        &'p self,
+        rule_index: impl FnOnce() -> usize,
         subject: &Subject<'_>,
         over: Option<&'p Override>,
         now: SystemTime,
@@ -230,24 +257,34 @@ impl Policy {
                 by: AnsweredBy::Override(over),
             };
         }
-        let mut rules = self.rules.iter().enumerate();
-        let (rule_index, rule) =
-            rules.find(|(_, rule)| rule.matches.fits(subject)).unwrap_or_else(|| self.default_rule());
-        let observe = match self.mode {
-            Mode::Observe => true,
-            Mode::Enforce => false,
-        };
+        let rule_index = rule_index();
+        let rule = &self.rules[rule_index];
         match rule.answer() {
-            Some(answer) if !observe => Decision::Answer { answer, by: AnsweredBy::Rule(rule) },
-            would_answer => Decision::Ask(Plan {
-                rule,
-                rule_index,
-                timeout: if observe { compile::longest(self.caller_timeout) } else { rule.timeout },
-                observe,
-                would_answer,
-                over,
-                after: subject.phase() == Phase::After,
-            }),
+            Some(answer) if self.mode == Mode::Enforce => {
+                Decision::Answer { answer, by: AnsweredBy::Rule(rule) }
+            }
+            Some(_) | None => Decision::Ask(self.plan(rule_index, subject, over)),
+        }
+    }
+
+    /// How to ask the app, under the rule at this place and an override that is in time and covers the callback. `subject`
+    /// needs no more than the command.
+    pub fn plan<'p>(
+        &'p self,
+        rule_index: usize,
+        subject: &Subject<'_>,
+        over: Option<&'p Override>,
+    ) -> Plan<'p> {
+        let rule = &self.rules[rule_index];
+        let observe = self.mode == Mode::Observe;
+        Plan {
+            rule,
+            rule_index,
+            timeout: if observe { compile::longest(self.caller_timeout) } else { rule.timeout },
+            observe,
+            would_answer: rule.answer(),
+            over,
+            after: subject.phase() == Phase::After,
         }
     }
 
@@ -294,11 +331,6 @@ impl Policy {
             json["observeTimeout"] = json!(duration::display(self.longest_timeout()));
         }
         json
-    }
-
-    fn default_rule(&self) -> (usize, &Rule) {
-        let index = self.rules.len() - 1;
-        (index, &self.rules[index])
     }
 }
 

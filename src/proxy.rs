@@ -8,6 +8,8 @@
 //!         Outcome    settle              the app's verdict, corrected; or the rule's fallback
 //!           Reply    wire::response
 //! ```
+//!
+//! What is large is decoded elsewhere: see [`large`].
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -27,29 +29,33 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::basic_auth::BasicAuth;
 use crate::callback::command::{self, Command, SafeDefault};
 use crate::callback::rejection::{Rejection, RejectionCause};
-use crate::callback::subject::Subject;
 use crate::callback::target::{Target, UpstreamForm};
-use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
+use crate::callback::{Callback, RawRequest};
 use crate::cause::Cause;
 use crate::deadlines::{Deadlines, End};
+use crate::decode::{DecodeThread, LARGE_BODY_BYTES};
 use crate::drain::{self, Stage};
 use crate::held::{Held, Holding};
 use crate::in_force::{InForce, take_slot};
 use crate::log::{self, Format};
 use crate::metrics::{Counting, Metrics, Recorder};
-use crate::policy::{Answer, AnsweredBy, Decision, Mode, Plan};
+use crate::policy::{AnsweredBy, Decision, Mode, Plan};
 use crate::reply::{Reply, Why};
 use crate::server::Handler;
 use crate::settle::{Settled, settle};
 use crate::status::Recent;
 use crate::turns::Turns;
-use crate::upstream::outcome::{Failure, Outcome};
+use crate::upstream::outcome::{Failure, Outcome, Received};
 use crate::upstream::{Address, Patience, Reuse, Upstream};
 use crate::verdict::{Finding, Findings, Verdict};
 use crate::wire::{self, AnswerBody, ReadFault};
 use admit::{Admitted, NotAdmitted};
+use waiting::Waiting;
 
 mod admit;
+mod large;
+mod unread;
+mod waiting;
 
 /// tokio rounds a timer up to a whole millisecond, and epoll its wait once more. Aiming both earlier makes a fallback
 /// come by its deadline, and not up to two milliseconds behind it.
@@ -94,6 +100,8 @@ pub struct Shared {
     pub log: log::Queue,
     /// Bytes held.
     pub held: Held,
+    /// Where large bodies are decoded.
+    pub decode: DecodeThread,
     /// Bytes held for refusals, when nothing else is left.
     pub refusals: Held,
     /// Callbacks put to the app.
@@ -230,7 +238,7 @@ impl Proxy {
         peer: SocketAddr,
         admitted: Admitted,
         started: Instant,
-        in_force: &InForce,
+        in_force: &Arc<InForce>,
         notes: &mut Notes,
     ) -> Reply {
         let policy = &in_force.policy;
@@ -265,28 +273,25 @@ impl Proxy {
             share.shrink_to(before);
         }
         let bytes = match read {
-            Ok(read) => read,
-            Err(ReadFault::Full) => {
-                self.discard(body, until).await;
-                return self.unread(&head, Cause::Overloaded, NO_MEMORY, in_force, notes);
-            }
-            Err(ReadFault::Ending) => {
-                let detail = "the drain timeout came before the body";
-                return self.unread(&head, Cause::Draining, detail, in_force, notes);
-            }
+            Ok(bytes) => bytes,
             Err(fault) => {
-                let rejection = match fault {
-                    ReadFault::TooLarge => Rejection::TooLarge { limit: config.max_request_size },
-                    ReadFault::Slow => Rejection::SlowBody { after_ms: millis(policy.longest_timeout()) },
-                    ReadFault::Cut | ReadFault::Full | ReadFault::Ending => Rejection::BodyCut,
-                };
-                if fault == ReadFault::TooLarge {
+                if matches!(fault, ReadFault::Full | ReadFault::TooLarge) {
                     self.discard(body, until).await;
                 }
-                return self.rejected(&head, &rejection, in_force, notes);
+                return self.not_read(&head, fault, in_force, notes);
             }
         };
         let raw = RawRequest { head, body: bytes };
+        if raw.body.len() > LARGE_BODY_BYTES {
+            // In a box: the future of every callback would have its size.
+            let share = share.split_off(before);
+            return Box::pin(self.reply_to_large(raw, share, until, started, peer, in_force, notes)).await;
+        }
+        if let Some(turn) = self.turns.decode(raw.body.len())
+            && let Err(why) = Box::pin(self.wait_for(turn, raw.body.len(), until - TIMER_GRAIN)).await
+        {
+            return self.not_decoded(&raw.head, why, in_force, notes);
+        }
         let callback = match Callback::parse(raw, policy.validation(), || self.generate()) {
             Ok(callback) => callback,
             Err((raw, rejection)) if policy.mode() == Mode::Observe && rejection.may_be_observed() => {
@@ -296,7 +301,9 @@ impl Proxy {
             }
             Err((raw, rejection)) => return self.rejected(&raw.head, &rejection, in_force, notes),
         };
-        let reply = self.decided(&callback, in_force, started, peer, notes).await;
+        let (over, now) = (in_force.over.as_ref(), time(in_force));
+        let decision = policy.decide(&callback.subject(), over, now);
+        let reply = self.decided(&callback, decision, in_force, started, peer, notes).await;
         notes.callback = Some(callback);
         reply
     }
@@ -313,15 +320,15 @@ impl Proxy {
     async fn decided(
         &self,
         callback: &Callback,
-        in_force: &InForce,
+        decision: Decision<'_>,
+        in_force: &Arc<InForce>,
         started: Instant,
         peer: SocketAddr,
         notes: &mut Notes,
     ) -> Reply {
-        let policy = &in_force.policy;
         let waiting = Waiting { proxy: self, callback, started };
         let noticed: Findings = callback.wrong_type().map(|_| Finding::FieldType).into_iter().collect();
-        let reply = match policy.decide(&callback.subject(), in_force.over.as_ref(), time(in_force)) {
+        let reply = match decision {
             Decision::Answer { answer, by } => {
                 notes.decided_by(by);
                 Reply::rule(answer, callback, noticed)
@@ -353,50 +360,68 @@ impl Proxy {
         &self,
         callback: &Callback,
         plan: &Plan<'_>,
-        in_force: &InForce,
+        in_force: &Arc<InForce>,
         deadline: Instant,
         peer: SocketAddr,
         noticed: Findings,
     ) -> Settled {
         let rule = in_force.rule(plan.rule_index);
-        let mut permit = None;
-        let outcome = 'outcome: {
-            let Some(_slot) = take_slot(&self.shared.in_flight, self.shared.config.max_in_flight) else {
-                break 'outcome Outcome::Failed(Failure::Overloaded(
-                    "callbacks in flight are at --max-in-flight",
-                ));
-            };
-            let limit = plan.max_in_flight().unwrap_or(usize::MAX);
-            let Some(_slot_of_rule) = rule.take_slot(limit) else {
-                break 'outcome Outcome::Failed(Failure::Overloaded(
-                    "the rule's callbacks are at its maxInFlight",
-                ));
-            };
-            if let (Some(_), Some(breaker)) = (plan.breaker(), &rule.breaker) {
-                match breaker.admit(Instant::now()) {
-                    Ok(admitted) => permit = Some(admitted),
-                    Err(_) => break 'outcome Outcome::Failed(Failure::BreakerOpen),
-                }
-            }
-            self.exchange(callback, deadline, peer).await
+        let failed =
+            |failure| settle(callback, plan, Outcome::Failed(failure), noticed, self.pod_is_ending());
+        let Some(_slot) = take_slot(&self.shared.in_flight, self.shared.config.max_in_flight) else {
+            return failed(Failure::Overloaded("callbacks in flight are at --max-in-flight"));
         };
-        let draining = self.drain.stage() >= Stage::Leaving;
-        let settled = settle(callback, plan, outcome, noticed, draining);
+        let limit = plan.max_in_flight().unwrap_or(usize::MAX);
+        let Some(_slot_of_rule) = rule.take_slot(limit) else {
+            return failed(Failure::Overloaded("the rule's callbacks are at its maxInFlight"));
+        };
+        let mut permit = None;
+        if let (Some(_), Some(breaker)) = (plan.breaker(), &rule.breaker) {
+            match breaker.admit(Instant::now()) {
+                Ok(admitted) => permit = Some(admitted),
+                Err(_) => return failed(Failure::BreakerOpen),
+            }
+        }
+        let wake = deadline - TIMER_GRAIN;
+        let settled = match self.exchange(callback, wake, peer).await {
+            Ok(received) if large::is_large(callback, &received) => {
+                Box::pin(self.settle_large(callback, plan, received, in_force, wake, noticed)).await
+            }
+            Ok(received) => {
+                let bytes = received.known_size().unwrap_or_default();
+                if let Some(turn) = self.turns.decode(bytes)
+                    && let Err(why) = Box::pin(self.wait_for(turn, bytes, wake)).await
+                {
+                    return failed(why.into());
+                }
+                let outcome = received.unpack().map_or_else(Outcome::Failed, Outcome::Answered);
+                settle(callback, plan, outcome, noticed, self.pod_is_ending())
+            }
+            Err(failure) => failed(failure),
+        };
         if let Some(permit) = permit {
             permit.record(settled.learned, Instant::now());
         }
         settled
     }
 
-    async fn exchange(&self, callback: &Callback, deadline: Instant, peer: SocketAddr) -> Outcome {
+    fn pod_is_ending(&self) -> bool {
+        self.drain.stage() >= Stage::Leaving
+    }
+
+    async fn exchange(
+        &self,
+        callback: &Callback,
+        wake: Instant,
+        peer: SocketAddr,
+    ) -> Result<Received, Failure> {
         let asked = Instant::now();
-        let wake = deadline - TIMER_GRAIN;
         let Some(left) = wake.checked_duration_since(asked).filter(|left| !left.is_zero()) else {
-            return Outcome::Failed(Failure::Timeout { doing: "receiving the callback" });
+            return Err(Failure::Timeout { doing: "receiving the callback" });
         };
         let buffer = self.upstream.head_buffer();
         let head = wire::upstream_head(callback, self.shared.config.upstream_form, peer.ip(), left, buffer);
-        let ending = || self.drain.stage() >= Stage::Leaving;
+        let ending = || self.pod_is_ending();
         let refused = Cell::new(false);
         let patience = Patience { now: asked, until: wake, ending: &ending, refused: &refused };
         let answered = tokio::select! {
@@ -409,7 +434,7 @@ impl Proxy {
             }),
         };
         self.shared.metrics.upstream(asked.elapsed());
-        answered.map_or_else(Outcome::Failed, Outcome::Answered)
+        answered
     }
 
     /// What is wrong with a request before its body is worth reading, beside the size of its head.
@@ -434,45 +459,6 @@ impl Proxy {
         let command = notes.name_by_head(head, &target);
         notes.detail = Some(rejection.to_string());
         Reply::rejection(rejection, in_force.policy.validation().on_rejection, echoes(command))
-    }
-
-    /// The answer to a callback whose body is not there, for want of room or of time: what the rule says that can be told by its command.
-    fn unread(
-        &self,
-        head: &request::Parts,
-        cause: Cause,
-        detail: &str,
-        in_force: &InForce,
-        notes: &mut Notes,
-    ) -> Reply {
-        if head.method != Method::POST {
-            let rejection = Rejection::method(&head.method);
-            return self.rejected(head, &rejection, in_force, notes);
-        }
-        let target = match Target::parse(&head.uri) {
-            Ok(target) => target,
-            Err(rejection) => return self.rejected(head, &rejection, in_force, notes),
-        };
-        let command = notes.name_by_head(head, &target);
-        notes.detail = Some(detail.to_owned());
-        let subject = Subject { name: target.name(), command, ..Subject::default() };
-        match in_force.policy.decide(&subject, in_force.over.as_ref(), time(in_force)) {
-            Decision::Answer { answer, by } => {
-                notes.decided_by(by);
-                let deny = Answer::Deny(in_force.policy.default_deny());
-                Reply::fallback_unread(cause, answer, deny, echoes(command))
-            }
-            Decision::Ask(plan) => {
-                notes.over = plan.over.map(|over| over.reason().to_owned());
-                // A rule above that looks into the body might be for this one, and deny.
-                let strict = in_force.policy.blind_denial(&subject, cause).filter(|_| plan.over.is_none());
-                let rule = strict.unwrap_or(plan.rule);
-                notes.rule = Some(Arc::clone(&rule.name));
-                let deny = Answer::Deny(rule.deny());
-                let fallback = if strict.is_some() { deny } else { plan.fallback(cause) };
-                Reply::fallback_unread(cause, fallback, deny, echoes(command))
-            }
-        }
     }
 
     fn record(&self, reply: &Reply, notes: &Notes, started: Instant) {
@@ -560,34 +546,6 @@ impl Proxy {
 /// The time, where the policy looks at it: an override ends by itself.
 fn time(in_force: &InForce) -> SystemTime {
     if in_force.over.is_some() { SystemTime::now() } else { SystemTime::UNIX_EPOCH }
-}
-
-/// A callback whose caller waits. Dropped, it tells that the caller did not wait long enough: OpenIM's own timeout is
-/// then shorter than the policy says.
-struct Waiting<'w> {
-    proxy: &'w Proxy,
-    callback: &'w Callback,
-    started: Instant,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.proxy.shared.metrics.abandoned();
-        static ABANDONED: log::Repeated = log::Repeated::new();
-        let beginning = |text: &str| text.chars().take(SHOWN_OPERATION_ID).collect::<String>();
-        let (id, command) =
-            (beginning(&self.callback.operation_id().text), beginning(self.callback.target().name()));
-        let waited_ms = millis(self.started.elapsed());
-        ABANDONED.line(move |count| {
-            tracing::warn!(
-                operationID = id,
-                command,
-                waited_ms,
-                count,
-                "The caller hung up before its answer"
-            );
-        });
-    }
 }
 
 /// Whether an allow of this command must echo the request.

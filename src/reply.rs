@@ -195,9 +195,12 @@ const PLAIN: &[u8] = br#"{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","ne
 fn written(answer: Answer<'_>, callback: Option<&Callback>) -> (Verdict, Bytes) {
     match answer {
         Answer::Allow => {
-            let body = match verdict::allow_body(callback) {
-                Cow::Borrowed(plain) => Bytes::from_static(plain),
-                Cow::Owned(echoing) => echoing.into(),
+            let body = match callback.and_then(Callback::kept_allow) {
+                Some(kept) => kept.clone(),
+                None => match verdict::allow_body(callback) {
+                    Cow::Borrowed(plain) => Bytes::from_static(plain),
+                    Cow::Owned(echoing) => echoing.into(),
+                },
             };
             (Verdict::Allow, body)
         }

@@ -54,7 +54,7 @@ fn failed(
         reply: Reply::fallback(cause, plan.fallback(cause), callback, noticed),
         detail: Some(failure.to_string()),
         instead: None,
-        learned: learned(cause),
+        learned: if failure.is_ours() { breaker::Outcome::Ignored } else { learned(cause) },
     }
 }
 

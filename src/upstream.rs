@@ -20,13 +20,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use http::header;
 
-use crate::held::{Held, Holding, SMALL_BODY_BYTES};
+use crate::held::Held;
 use crate::turns::{Turn, Turns};
 use connection::{Connection, Found, Request};
 use dial::Dialer;
-use framing::{Framing, NoHead, unpack};
-use outcome::{Answered, Failure};
+use framing::{Framing, NoHead};
+use outcome::{Failure, Received};
 use pool::{Pool, Taken};
 use reuse::USE_LIMIT;
 
@@ -146,7 +147,7 @@ impl Upstream {
         head: Vec<u8>,
         body: &Bytes,
         patience: Patience<'_>,
-    ) -> Result<Answered, Failure> {
+    ) -> Result<Received, Failure> {
         let mut request = Request { head, body };
         if !self.reuse.is_allowed(patience.now) {
             last_on_its_connection(&mut request.head);
@@ -168,7 +169,7 @@ impl Upstream {
         Err(failure)
     }
 
-    async fn sent_once(&self, request: &Request<'_>, patience: &Patience<'_>) -> Result<Answered, Ended> {
+    async fn sent_once(&self, request: &Request<'_>, patience: &Patience<'_>) -> Result<Received, Ended> {
         let mut begun = patience.now;
         loop {
             if let Some(connection) = self.pooled_connection(begun) {
@@ -194,7 +195,7 @@ impl Upstream {
     }
 
     /// Uses a new connection.
-    async fn run_first(&self, connection: Connection, request: &Request<'_>) -> Result<Answered, Ended> {
+    async fn run_first(&self, connection: Connection, request: &Request<'_>) -> Result<Received, Ended> {
         let begun = Instant::now();
         if connection.found() == Found::Unsolicited {
             self.unsolicited(begun);
@@ -293,7 +294,7 @@ impl Upstream {
         mut connection: Connection,
         request: &Request<'_>,
         begun: Instant,
-    ) -> Result<Answered, Ended> {
+    ) -> Result<Received, Ended> {
         let before = connection.written;
         let sent = connection.send(request, self.head_limit).await;
         let head = match connection.head(self.head_limit).await {
@@ -324,10 +325,9 @@ impl Upstream {
         } else if head.keep_alive && sent.is_ok() && head.framing != Framing::UntilEnd {
             self.keep(connection, begun);
         }
-        let mut headers = head.headers;
-        let (body, noticed) = unpack(&mut headers, body, self.answer_limit)?;
-        let body = held(body, holding)?;
-        Ok(Answered { status: head.status, headers, body, noticed })
+        let (status, headers, limit) = (head.status, head.headers, self.answer_limit);
+        let coded = headers.contains_key(header::CONTENT_ENCODING);
+        Ok(Received { status, headers, body, holding, coded, limit })
     }
 
     fn keep(&self, mut connection: Connection, begun: Instant) {
@@ -372,15 +372,6 @@ impl From<Failure> for Ended {
 
 fn was_reset(sent: &io::Result<()>) -> bool {
     matches!(sent, Err(error) if error.kind() == io::ErrorKind::ConnectionReset)
-}
-
-/// Ties a body that is not small to its share of the bytes held, unpacked size and all.
-fn held(body: Bytes, mut holding: Holding) -> Result<Bytes, Failure> {
-    if body.len() <= SMALL_BODY_BYTES {
-        return Ok(body);
-    }
-    holding.grow_to(body.len()).map_err(|_| Failure::Overloaded(HELD))?;
-    Ok(crate::held::tie(body, holding))
 }
 
 #[cfg(test)]

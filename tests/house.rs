@@ -159,8 +159,10 @@ fn floors_point_down() {
 
 /// The edges that use another one: who, whom, why. An edge knows the domain and one outside thing; each of these is
 /// another step towards a knot, and has a reason.
-const EDGES: [(&str, &str, &str); 20] = [
+const EDGES: [(&str, &str, &str); 22] = [
     ("wire", "held", "a body is read under its share of the bytes held"),
+    ("decode", "held", "what waits is bounded by the bytes held"),
+    ("decode", "niceness", "its thread lets the workers go first"),
     ("cgroup", "files", "the kernel's files are read with a bound"),
     ("tls", "files", "certificates are watched files"),
     ("authority", "tls", "pairs are proved and dates are read in the same way"),

@@ -22,6 +22,7 @@ use crate::admin::proxy::ProxyPages;
 use crate::basic_auth::{self, BasicAuth};
 use crate::callback::OPERATION_ID_LIMIT;
 use crate::cgroup::Cgroup;
+use crate::decode::DecodeThread;
 use crate::descriptors::{self, Shortage};
 use crate::drain::{self, Drain, Stage};
 use crate::files::Fingerprint;
@@ -167,6 +168,7 @@ impl Loaded {
             auth: self.auth,
             metrics: Arc::clone(&self.metrics),
             log: self.log,
+            decode: DecodeThread::start(held.clone(), config.max_in_flight),
             refusals: Held::new(held.limit() / REFUSALS_SHARE),
             held,
             in_flight: Arc::new(AtomicUsize::new(0)),

@@ -9,6 +9,7 @@ use super::{
     Decoded, Field, Kind, List, Map, Span, SyntaxError, Token, Tokens, Type, TypeError, VALUES_LIMIT, Value,
     folds_to, integer, unquote,
 };
+use crate::cancel;
 
 /// Most type errors that are kept with their place; the rest are counted.
 const KEPT_ERRORS: usize = 16;
@@ -295,5 +296,8 @@ fn base64_of(raw: &[u8]) -> Option<Vec<u8>> {
         GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
     );
     let text: Vec<u8> = unquote(raw).bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+    if cancel::is_cancelled() {
+        return None;
+    }
     STD.decode(text).ok()
 }

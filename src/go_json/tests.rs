@@ -330,3 +330,106 @@ fn a_plain_run_ends_at_the_first_byte_that_needs_a_look() {
     }
     assert_eq!(plain_run(&[0x20, 0x21, 0x7f, 0x80, 0xff, b'!', b'[', b']', b'#']), 9);
 }
+
+/// Documents of a few hundred KiB, of every shape that takes a loop of its own: tokens, a string, escapes, digits, space.
+fn long_documents() -> Vec<String> {
+    let fill = |text: &str| text.repeat(300_000 / text.len());
+    vec![
+        format!("{{\"x\":[{}0]}}", fill("0,")),
+        format!("{{\"x\":[{}0]}}", fill(&format!("{}{},", "[".repeat(99), "]".repeat(99)))),
+        format!("{{\"list\":[{}{{}}]}}", fill("{\"userID\":\"a\"},")),
+        format!("{{\"options\":{{{}\"a\":true}}}}", fill("\"a\":true,")),
+        format!("{{\"msg\":\"{}\"}}", fill("plain ")),
+        format!("{{\"msg\":\"{}\"}}", fill("\\n")),
+        format!("{{\"msg\":\"{}\"}}", fill("\\u00e9")),
+        format!("{{\"{}\":0}}", fill("k")),
+        format!("{{\"x\":{}}}", fill("7")),
+        format!("{{\"x\":0.{}}}", fill("7")),
+        format!("{{{}\"x\":0}}", fill(" ")),
+        format!("{{\"data\":\"{}\"}}", fill("AAAA")),
+    ]
+}
+
+#[test]
+fn a_long_walk_ends_soon_after_it_is_cancelled_and_else_reads_what_a_short_one_reads() {
+    let cancelled = cancel::Cancel::default();
+    cancelled.cancel();
+    for text in long_documents() {
+        let beginning = &text[..20];
+        let read = |text: &str| {
+            let mut tokens = Tokens::new(text.as_bytes());
+            let mut last = 0;
+            loop {
+                match tokens.next() {
+                    Ok(Some((_, span))) => last = span.end as usize,
+                    Ok(None) => return (Ok(()), last),
+                    Err(error) => return (Err(error), last),
+                }
+            }
+        };
+        assert_eq!(read(&text), (Ok(()), text.len()), "{beginning}");
+        assert_eq!(decode(text.as_bytes(), FIELDS).expect("JSON").error_count, 0, "{beginning}");
+        let (result, last) = cancel::watched(&cancelled, || read(&text));
+        assert!(matches!(result, Err(SyntaxError::Cancelled | SyntaxError::End)), "{beginning}: {result:?}");
+        assert!(last <= cancel::STRIDE + 16, "{beginning}: {last}");
+        cancel::watched(&cancelled, || decode(text.as_bytes(), FIELDS)).expect_err(beginning);
+        // A flag that is not set stops nothing, nor does one that is set stop a short walk.
+        let reading = cancel::Cancel::default();
+        assert_eq!(cancel::watched(&reading, || read(&text)), (Ok(()), text.len()), "{beginning}");
+        assert_eq!(cancel::watched(&cancelled, || read("{\"x\":[0]}")), (Ok(()), 9));
+    }
+}
+
+#[test]
+fn a_string_is_read_the_same_wherever_it_is_looked_at() {
+    // Every place of a quote, an escape and a control character around the edge of a stride.
+    for before in cancel::STRIDE - 12..cancel::STRIDE + 4 {
+        let text = |inside: &str| format!("\"{}{inside}\"", "x".repeat(before));
+        for inside in ["", "y", "\\n", "\\u0041z", "é"] {
+            let text = text(inside);
+            let mut tokens = Tokens::new(text.as_bytes());
+            assert_eq!(tokens.next(), Ok(Some((Token::Str, Span::new(0, text.len())))), "{before} {inside}");
+            assert_eq!(tokens.escaped(), inside.contains('\\'));
+            assert_eq!(tokens.next(), Ok(None));
+        }
+        let at = before as u32 + 1;
+        let control = SyntaxError::Byte { at, found: 1, expected: Expected::StringByte };
+        assert_eq!(Tokens::new(text("\u{1}").as_bytes()).next(), Err(control));
+        assert_eq!(Tokens::new(text("").trim_end_matches('"').as_bytes()).next(), Err(SyntaxError::End));
+    }
+}
+
+#[test]
+fn utf8_is_checked_in_parts_as_it_is_whole() {
+    for before in cancel::STRIDE - 5..cancel::STRIDE + 2 {
+        for behind in ["", "x", "é", "€", "😀", "😀😀"] {
+            let text = format!("{}{behind}{}", "x".repeat(before), "é".repeat(cancel::STRIDE));
+            assert_eq!(check_utf8(text.as_bytes()), Ok(()), "{before} {behind}");
+            for wrong in [&b"\xff"[..], b"\x80", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80"] {
+                for rest in [&b""[..], b"x", "é".as_bytes()] {
+                    let bytes =
+                        [&text.as_bytes()[..before], behind.as_bytes(), wrong, rest, b"\xff"].concat();
+                    let whole = std::str::from_utf8(&bytes).expect_err("not UTF-8").valid_up_to();
+                    assert_eq!(check_utf8(&bytes), Err(whole), "{before} {behind} {wrong:?}");
+                    let cut = &bytes[..bytes.len() - 1];
+                    let whole = std::str::from_utf8(cut).map(|_| ()).map_err(|error| error.valid_up_to());
+                    assert_eq!(check_utf8(cut), whole, "{before} {behind} {wrong:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_number_of_more_digits_than_64_bits_hold_is_no_integer_and_is_not_read() {
+    for (text, number) in [
+        ("9223372036854775807", Some(i64::MAX)),
+        ("-9223372036854775808", Some(i64::MIN)),
+        ("9223372036854775808", None),
+        ("-9223372036854775809", None),
+        ("92233720368547758070", None),
+        ("-92233720368547758080", None),
+    ] {
+        assert_eq!(integer(text.as_bytes(), i64::MIN, i64::MAX), number, "{text}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The grammar: bytes become tokens with their place, or the first syntax error.
 
 use super::{DEPTH_LIMIT, Expected, Span, SyntaxError, Token};
+use crate::cancel::{self, STRIDE};
 
 /// What the grammar expects next.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,8 @@ enum Expect {
 pub struct Tokens<'b> {
     bytes: &'b [u8],
     at: usize,
+    /// Where it is next looked whether the walk is cancelled; at the latest at the end of the input.
+    look_at: usize,
     expect: Expect,
     depth: usize,
     /// Whether the innermost open container is an object.
@@ -34,7 +37,8 @@ impl<'b> Tokens<'b> {
     /// Starts at the first byte.
     pub fn new(bytes: &'b [u8]) -> Self {
         let (in_object, shallow, deep, escaped) = (false, 0, Vec::new(), false);
-        Tokens { bytes, at: 0, expect: Expect::Value, depth: 0, in_object, shallow, deep, escaped }
+        let look_at = bytes.len().min(STRIDE);
+        Tokens { bytes, at: 0, look_at, expect: Expect::Value, depth: 0, in_object, shallow, deep, escaped }
     }
 
     /// How many containers are open.
@@ -53,6 +57,9 @@ impl<'b> Tokens<'b> {
         reason = "an Iterator of Results goes on after an error; this must not"
     )]
     pub fn next(&mut self) -> Result<Option<(Token, Span)>, SyntaxError> {
+        if self.at >= self.look_at {
+            self.look()?;
+        }
         let Some(mut byte) = self.skip_space() else {
             let done = self.expect == Expect::Next && self.depth == 0;
             return if done { Ok(None) } else { Err(SyntaxError::End) };
@@ -112,6 +119,16 @@ impl<'b> Tokens<'b> {
         while self.depth > outside {
             self.next()?;
         }
+        Ok(())
+    }
+
+    /// Ends a walk that was cancelled.
+    #[cold]
+    fn look(&mut self) -> Result<(), SyntaxError> {
+        if self.look_at < self.bytes.len() && cancel::is_cancelled() {
+            return Err(SyntaxError::Cancelled);
+        }
+        self.look_at = self.bytes.len().min(self.at + STRIDE);
         Ok(())
     }
 
@@ -177,7 +194,12 @@ impl<'b> Tokens<'b> {
     fn skip_space(&mut self) -> Option<u8> {
         loop {
             match self.bytes.get(self.at) {
-                Some(b' ' | b'\t' | b'\r' | b'\n') => self.at += 1,
+                Some(b' ' | b'\t' | b'\r' | b'\n') => {
+                    self.at += 1;
+                    if self.at >= self.look_at && self.look().is_err() {
+                        return None;
+                    }
+                }
                 other => return other.copied(),
             }
         }
@@ -197,7 +219,10 @@ impl<'b> Tokens<'b> {
         self.escaped = false;
         self.at += 1;
         loop {
-            self.at += plain_run(&self.bytes[self.at..]);
+            if self.at >= self.look_at {
+                self.look()?;
+            }
+            self.at += plain_run(&self.bytes[self.at..self.look_at]);
             match self.bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
@@ -208,6 +233,8 @@ impl<'b> Tokens<'b> {
                     self.at += 1;
                     self.escape()?;
                 }
+                // Plain up to where the walk is looked at.
+                Some(0x20..) => {}
                 found => return Err(self.unexpected(found.copied(), Expected::StringByte)),
             }
         }
@@ -260,6 +287,9 @@ impl<'b> Tokens<'b> {
         let start = self.at;
         while self.bytes.get(self.at).is_some_and(u8::is_ascii_digit) {
             self.at += 1;
+            if self.at >= self.look_at {
+                self.look()?;
+            }
         }
         if self.at == start {
             return Err(self.unexpected(self.bytes.get(start).copied(), Expected::Digit));

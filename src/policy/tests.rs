@@ -887,3 +887,37 @@ fn of_a_callback_whose_body_is_unknown_a_rule_that_may_be_for_it_and_denies_coun
         assert_eq!(denial(text, AFTER), None, "{text}: nobody reads the answer");
     }
 }
+
+#[test]
+fn a_decision_by_the_rule_is_the_decision_by_the_callback() {
+    let text = "rules:\n\
+                - {name: one, match: {sendIDs: [a]}, answer: Deny}\n\
+                - {name: two, match: {sendIDs: [b]}, timeout: 1s}\n\
+                - {name: three, match: {commands: [callbackAfterSendSingleMsgCommand]}}";
+    let overs = [
+        over("answer: Deny\ncommands: [callbackAfterSendSingleMsgCommand]"),
+        over("fallback: Deny\ncommands: [callbackBeforeSendSingleMsgCommand]"),
+    ];
+    for mode in ["Enforce", "Observe"] {
+        let policy = policy(&format!("mode: {mode}\n{text}"));
+        for over in [None, Some(&overs[0]), Some(&overs[1])] {
+            for (id, name, rule) in [
+                ("a", "callbackBeforeSendSingleMsgCommand", 0),
+                ("b", "callbackBeforeSendSingleMsgCommand", 1),
+                ("c", "callbackAfterSendSingleMsgCommand", 2),
+                ("c", "callbackOfTomorrow", 3),
+            ] {
+                let named = Subject { name, command: command::lookup(name), ..Subject::default() };
+                let subject = Subject { send_id: Some(id.into()), ..named.clone() };
+                assert_eq!(policy.rule_index(&subject), rule);
+                let whole = policy.decide(&subject, over, now());
+                let by_rule = policy.decide_by_rule(rule, &named, over, now());
+                assert_eq!(format!("{whole:?}"), format!("{by_rule:?}"));
+                if let Decision::Ask(plan) = &whole {
+                    let again = policy.plan(plan.rule_index, &named, plan.over);
+                    assert_eq!(format!("{plan:?}"), format!("{again:?}"));
+                }
+            }
+        }
+    }
+}

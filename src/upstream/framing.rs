@@ -1,12 +1,15 @@
 //! What HTTP/1 asks of a client: the head of an answer, and where its body ends.
 
-use std::io::{self, Read as _};
+use std::io::{self, BufRead, Read};
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use super::HELD;
 use super::outcome::Failure;
+use crate::cancel;
+use crate::held::Holding;
 use crate::verdict::{Finding, Findings, Invalid};
 use crate::wire;
 
@@ -176,28 +179,74 @@ impl Chunks {
     }
 }
 
-/// Unpacks gzip, as Go's client would, and takes the header away; any other coding is one OpenIM cannot read.
+/// Unpacks gzip, as Go's client would, and takes the header away; any other coding is one OpenIM cannot read. What is unpacked
+/// counts among the bytes held while it grows, and beside what is packed.
 pub(super) fn unpack(
     headers: &mut HeaderMap,
     body: Bytes,
     limit: usize,
+    holding: &mut Holding,
 ) -> Result<(Bytes, Findings), Failure> {
     let Some(coding) = headers.get(header::CONTENT_ENCODING) else { return Ok((body, Findings::default())) };
     let coding = coding.as_bytes().trim_ascii().to_ascii_lowercase();
     match &coding[..] {
         b"" | b"identity" => Ok((body, Findings::default())),
         b"gzip" | b"x-gzip" => {
-            let mut unpacked = Vec::new();
-            let mut reader = flate2::read::MultiGzDecoder::new(&body[..]).take(limit as u64 + 1);
-            reader.read_to_end(&mut unpacked).map_err(|_| Failure::Invalid(Invalid::Gzip))?;
-            if unpacked.len() > limit {
-                return Err(Failure::Invalid(Invalid::TooLarge { limit }));
-            }
+            let unpacked = gunzip(&body, limit, holding)?;
             headers.remove(header::CONTENT_ENCODING);
             Ok((unpacked.into(), [Finding::Compressed].into_iter().collect()))
         }
         other => Err(Failure::Invalid(Invalid::Encoding(
             String::from_utf8_lossy(other).chars().take(32).collect(),
         ))),
+    }
+}
+
+fn gunzip(packed: &[u8], limit: usize, holding: &mut Holding) -> Result<Vec<u8>, Failure> {
+    let mut unpacked = Vec::new();
+    let mut reader = flate2::bufread::MultiGzDecoder::new(InStrides(packed));
+    loop {
+        let length = unpacked.len();
+        if length == unpacked.capacity() {
+            // One byte above the limit, to see whether there is one.
+            let capacity = (2 * length).clamp(cancel::STRIDE, limit.max(cancel::STRIDE) + 1);
+            holding.grow_to(packed.len() + capacity).map_err(|_| Failure::Overloaded(HELD))?;
+            unpacked.reserve_exact(capacity - length);
+        }
+        unpacked.resize(unpacked.capacity().min(length + cancel::STRIDE), 0);
+        let read = reader.read(&mut unpacked[length..]).map_err(|_| Failure::Invalid(Invalid::Gzip))?;
+        unpacked.truncate(length + read);
+        if read == 0 {
+            return Ok(unpacked);
+        }
+        if unpacked.len() > limit {
+            return Err(Failure::Invalid(Invalid::TooLarge { limit }));
+        }
+    }
+}
+
+/// Bytes that are read a stride at a time, and not to their end if the work is cancelled: 8 MiB of empty members are
+/// read in one call, and unpack to nothing.
+struct InStrides<'b>(&'b [u8]);
+
+impl BufRead for InStrides<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if cancel::is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        // A byte packed may be a thousand unpacked.
+        Ok(&self.0[..self.0.len().min(cancel::STRIDE / 16)])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.0 = &self.0[count..];
+    }
+}
+
+impl Read for InStrides<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(to)?;
+        self.consume(count);
+        Ok(count)
     }
 }

@@ -5,7 +5,9 @@ use std::io;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
+use super::framing::unpack;
 use crate::cause::Cause;
+use crate::held::{Holding, SMALL_BODY_BYTES, tie};
 use crate::verdict::{Findings, Invalid};
 
 /// The app's answer, or the app's fault.
@@ -17,7 +19,42 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-/// A whole HTTP answer.
+/// A whole HTTP answer as it arrived.
+#[derive(Debug)]
+pub struct Received {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// The share of the bytes held that the body has.
+    pub(super) holding: Holding,
+    /// Whether the head names a coding.
+    pub(super) coded: bool,
+    /// Most bytes of a body that was unpacked.
+    pub(super) limit: usize,
+}
+
+impl Received {
+    /// How many bytes of the body are to be read; `None` if nobody knows, because it is packed.
+    pub fn known_size(&self) -> Option<usize> {
+        (!self.coded).then_some(self.body.len())
+    }
+
+    /// Unpacks the body, if it is packed, within the bound on bytes held. A body that is not small is tied to its share.
+    ///
+    /// # Errors
+    ///
+    /// The body is packed in another way than gzip, is not gzip, or is too large or more than may be held when unpacked.
+    pub fn unpack(mut self) -> Result<Answered, Failure> {
+        let mut noticed = Findings::default();
+        if self.coded {
+            (self.body, noticed) = unpack(&mut self.headers, self.body, self.limit, &mut self.holding)?;
+        }
+        let body = if self.body.len() <= SMALL_BODY_BYTES { self.body } else { tie(self.body, self.holding) };
+        Ok(Answered { status: self.status, headers: self.headers, body, noticed })
+    }
+}
+
+/// A whole HTTP answer, unpacked.
 #[derive(Debug)]
 pub struct Answered {
     /// Its status.
@@ -62,6 +99,12 @@ pub enum Failure {
     /// Too much is in flight or held.
     #[error("{0}")]
     Overloaded(&'static str),
+    /// A whole answer came in time, and was not decoded in time.
+    #[error("the app's answer came in time, and was not decoded before the deadline")]
+    Undecoded,
+    /// Decoding the answer panicked.
+    #[error("a bug of the guard: the app's answer could not be decoded")]
+    Bug,
     /// The breaker refuses.
     #[error("the breaker is open")]
     BreakerOpen,
@@ -78,13 +121,18 @@ impl Failure {
             || matches!(self, Failure::Unreachable { error, .. } if reset(error))
     }
 
+    /// Whether it is the guard's own, although its cause would be a failure of the app: a breaker must not count it.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Failure::Undecoded | Failure::Bug)
+    }
+
     /// The cause that a policy and a metric know it by.
     pub fn cause(&self) -> Cause {
         match self {
-            Failure::Timeout { .. } => Cause::Timeout,
+            Failure::Timeout { .. } | Failure::Undecoded => Cause::Timeout,
             Failure::Unreachable { .. } => Cause::Unreachable,
             Failure::Cut { .. } | Failure::NotHttp(_) => Cause::Broken,
-            Failure::Invalid(_) => Cause::Invalid,
+            Failure::Invalid(_) | Failure::Bug => Cause::Invalid,
             Failure::Overloaded(_) => Cause::Overloaded,
             Failure::BreakerOpen => Cause::BreakerOpen,
             Failure::Draining => Cause::Draining,

@@ -16,7 +16,8 @@ use http::{HeaderMap, HeaderValue, header};
 use prometheus_client::metrics::counter::Counter;
 
 use super::connection::{INTERIM_LIMIT, LOOPBACK_CONGESTION};
-use super::framing::{CHUNK_LINE, Chunks, HEADERS_LIMIT, parse_head};
+use super::framing::{CHUNK_LINE, Chunks, HEADERS_LIMIT, parse_head, unpack};
+use super::outcome::Answered;
 use super::reuse::USES_LIMIT;
 use super::stream::Stream;
 use super::*;
@@ -225,7 +226,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn unpacked(coding: &str, body: &[u8]) -> Result<(Vec<u8>, String, bool), String> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_str(coding).expect("a value"));
-    match unpack(&mut headers, Bytes::copy_from_slice(body), 1_000) {
+    let mut holding = Held::new(1 << 20).nothing_for_answer();
+    match unpack(&mut headers, Bytes::copy_from_slice(body), 1_000, &mut holding) {
         Ok((body, noticed)) => Ok((body.to_vec(), noticed.to_string(), headers.is_empty())),
         Err(failure) => {
             assert_eq!(failure.cause(), Cause::Invalid);
@@ -267,8 +269,51 @@ fn gzip_is_unpacked_within_the_limit_and_no_other_coding_is() {
         assert_eq!(unpacked(coding, &deflated), Err(refused));
     }
     let mut none = HeaderMap::new();
-    let plain = unpack(&mut none, Bytes::from_static(b"x"), 1_000).expect("nothing to do");
+    let mut holding = Held::new(0).nothing_for_answer();
+    let plain = unpack(&mut none, Bytes::from_static(b"x"), 1_000, &mut holding).expect("nothing to do");
     assert_eq!((&plain.0[..], plain.1), (&b"x"[..], Findings::default()));
+}
+
+/// Unpacks gzip, at most 10 MiB, under a bound on bytes held: how many bytes came out, or the failure; and how many were held then.
+fn unpacked_under(bound: usize, packed: &[u8]) -> (Result<usize, String>, usize) {
+    let held = Held::new(bound);
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let mut holding = held.nothing_for_answer();
+    let result = unpack(&mut headers, Bytes::copy_from_slice(packed), 10 << 20, &mut holding);
+    (result.map(|(body, _)| body.len()).map_err(|failure| failure.to_string()), held.bytes())
+}
+
+#[test]
+fn what_is_unpacked_counts_as_held_while_it_grows() {
+    let full = || Err("the bytes held are at --max-held".to_owned());
+    let bytes = 3 << 20;
+    let packed = gzip(&vec![b' '; bytes]);
+    let (result, held) = unpacked_under(1 << 30, &packed);
+    assert_eq!(result, Ok(bytes));
+    assert!((packed.len() + bytes..=packed.len() + 2 * bytes).contains(&held), "{held}");
+    // A bound in the middle ends it there: no more was held than the bound, and no less than half of it.
+    for bound in [100, 100_000, bytes] {
+        let (result, held) = unpacked_under(bound, &packed);
+        assert_eq!(result, full(), "{bound}");
+        assert!(held <= bound && (held >= bound / 4 || bound == 100), "{held} of {bound}");
+    }
+    // Each size around those at which room is made comes out whole, with an empty member in front and behind.
+    for bytes in [0, 1, 8_191, 8_192, 8_193, 16_384, 16_385, 10 << 20] {
+        let members = [gzip(b""), gzip(&vec![b'x'; bytes]), gzip(b"")].concat();
+        assert_eq!(unpacked_under(1 << 30, &members).0, Ok(bytes));
+    }
+}
+
+#[test]
+fn unpacking_ends_when_it_is_cancelled_whatever_comes_out() {
+    let cancelled = crate::cancel::Cancel::default();
+    cancelled.cancel();
+    for packed in [gzip(&vec![0; 1 << 20]), gzip(b"").repeat(10_000)] {
+        assert!(unpacked_under(1 << 30, &packed).0.is_ok());
+        let ended = crate::cancel::watched(&cancelled, || unpacked_under(1 << 30, &packed));
+        assert!(ended.0.is_err(), "{ended:?}");
+    }
 }
 
 /// One connection, from the app's side.
@@ -384,11 +429,12 @@ async fn ask_with(
     let patience = Patience { now: Instant::now(), until, ending, refused: &refused };
     let exchange = upstream.exchange(head_for(body.len()), &body, patience);
     let exchange = tokio::time::timeout(Duration::from_secs(30), exchange);
-    tokio::select! {
+    let received = tokio::select! {
         biased;
         never = upstream.turns.keep() => match never {},
         ended = exchange => ended.expect("an exchange that comes to an end"),
-    }
+    };
+    received.and_then(Received::unpack)
 }
 
 /// What came of an exchange, in a few words. The system's own words are left out.
@@ -1043,6 +1089,7 @@ async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_
         let (until, refused) = (Instant::now() + Duration::from_secs(wait), Cell::new(false));
         let patience = Patience { now: Instant::now(), until, ending: &ending, refused: &refused };
         let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
+        let outcome = outcome.and_then(Received::unpack);
         assert_eq!((words(&outcome).as_str(), looks.get()), ("unreachable", looked), "{presence:?} {wait}");
     }
 }
@@ -1097,7 +1144,7 @@ async fn lost(loss: Loss, reset: bool, patience: Duration) -> Lost {
     let (until, refused) = (Instant::now() + patience, Cell::new(false));
     let patience = Patience { now: Instant::now(), until, ending: &ending, refused: &refused };
     let body = Bytes::from_static(b"callback");
-    let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
+    let outcome = upstream.exchange(head_for(body.len()), &body, patience).await.and_then(Received::unpack);
     assert!(!refused.get(), "its callback was sent: a deadline finds no refusal");
     let next = app.join().expect("the app is content").or(back.take()).and_then(|listener| {
         listener.set_nonblocking(true).expect("a socket");

@@ -16,6 +16,7 @@ mod effects;
 mod greedy;
 mod hostile;
 mod instructions;
+mod large_bodies;
 mod logs;
 mod matrix;
 mod memory_limit;

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use rustix::process::setpriority_process;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
@@ -14,15 +13,11 @@ use tracing::error;
 use super::{LAST_WRITES, wait};
 use crate::cli::process::local_runtime;
 use crate::drain::{self, Stage};
+use crate::niceness;
 use crate::proxy::{Proxy, Shared};
 use crate::ready::Latch;
 use crate::server::{Acceptor, Inbox, Limits, Pressure, Server, Workers, worker};
 use crate::tls::Tls;
-
-/// How much the accepting thread gives way (`setpriority(2)`): where a worker wants the same core, it gets nine tenths of it,
-/// and handshakes go on with the rest. Linux weighs threads against those of their own cgroup first, so in a container it
-/// gives way to nobody else.
-const NICE: i32 = 10;
 
 /// What the threads are made of.
 pub(super) struct Threads {
@@ -85,8 +80,9 @@ impl Threads {
         let max_connections = self.max_connections;
         let accepting = Arc::clone(&self.accepting);
         start("accept", dead, move || {
-            // Where that is not allowed it accepts all the same.
-            let _ = setpriority_process(None, NICE);
+            // Where a worker wants the same core it gets nine tenths of it, and handshakes go on with the rest. A system that
+            // refuses costs time alone.
+            let _ = niceness::step_back();
             let (over, counted) = (drain.clone(), Arc::clone(&metrics));
             let acceptor =
                 Rc::new(Acceptor { tls, limits, max_connections, pressure, metrics, drain, workers });

@@ -1,0 +1,50 @@
+//! The scheduling priority of a thread that may wait for others.
+
+use std::io;
+
+/// How much nicer it is than the rest of the process: a tenth of a core, while another thread wants all of it.
+const NICENESS: libc::c_int = 10;
+
+/// Puts the calling thread behind the other threads of the process: it is nicer, preempts nobody when it wakes
+/// (`SCHED_BATCH`), and has no real-time policy, if the process was started with one. No privilege is needed. A system that refuses
+/// leaves the thread as it is: it works, and takes more of a core that others want.
+///
+/// # Errors
+///
+/// What the system refused.
+pub fn step_back() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread, and the kernel only reads the parameters.
+    #[allow(unsafe_code, reason = "no crate in use offers the policy of one thread")]
+    let policy = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+    // SAFETY: takes no pointer. On Linux 0 is the calling thread, and not the whole process.
+    #[allow(unsafe_code, reason = "no crate in use offers the niceness of one thread")]
+    let niceness = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    if policy == 0 && niceness == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Niceness and policy of the calling thread.
+    fn own() -> (libc::c_int, libc::c_int) {
+        // SAFETY: neither takes a pointer.
+        #[allow(unsafe_code, reason = "as above")]
+        unsafe {
+            (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0))
+        }
+    }
+
+    #[test]
+    fn a_thread_that_steps_back_is_nicer_and_the_others_are_as_before() {
+        let before = own();
+        let stepped = std::thread::spawn(|| {
+            let stepped = step_back();
+            (stepped.is_ok(), own())
+        });
+        let niceness = before.0.max(NICENESS);
+        assert_eq!(stepped.join().expect("no panic"), (true, (niceness, libc::SCHED_BATCH)));
+        assert_eq!(own(), before);
+    }
+}

@@ -1,0 +1,214 @@
+//! The same route for a callback with a large body, and the end of it for an answer that is large or packed: whatever takes time in
+//! proportion to a body happens on the thread of [`crate::decode`]. The worker waits no longer than the deadline, and then has an
+//! answer for which no body is read.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::{NO_MEMORY, Notes, Proxy, TIMER_GRAIN, echoes, time};
+use crate::callback::rejection::Rejection;
+use crate::callback::{Callback, RawRequest};
+use crate::cause::Cause;
+use crate::deadlines::End;
+use crate::decode::LARGE_BODY_BYTES;
+use crate::held::{Full, Holding};
+use crate::in_force::InForce;
+use crate::policy::{Mode, Plan};
+use crate::reply::Reply;
+use crate::settle::{Settled, settle};
+use crate::turns::Next;
+use crate::upstream::outcome::{Failure, Outcome, Received};
+use crate::verdict::{self, Findings};
+
+/// Why something was not decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotDecoded {
+    /// The deadline came first.
+    Deadline,
+    /// The drain's cut came first.
+    Cut,
+    /// As much waits as may.
+    TooMany,
+    /// Decoding panicked.
+    Bug,
+}
+
+/// A callback that may be answered.
+struct Accepted {
+    callback: Callback,
+    /// The place of the rule that matches.
+    rule_index: usize,
+    /// Why it would be rejected, if the policy did more than observe.
+    observed: Option<Rejection>,
+}
+
+/// Why a callback may not.
+enum Refused {
+    Rejected(Rejection),
+    /// What its allow must echo is more than may be held.
+    Full,
+}
+
+/// Whether reading an answer takes longer than a worker has: it is large, its size is not known, or it is an answer to a large
+/// callback, which is read along with it.
+pub(super) fn is_large(callback: &Callback, received: &Received) -> bool {
+    received.known_size().is_none_or(|size| size.max(callback.body().len()) > LARGE_BODY_BYTES)
+}
+
+impl Proxy {
+    /// Answers a callback whose body is large. The share of the body goes along with it.
+    #[allow(clippy::too_many_arguments, reason = "what the route of every callback has")]
+    pub(super) async fn reply_to_large(
+        &self,
+        raw: RawRequest,
+        share: Holding,
+        until: Instant,
+        started: Instant,
+        peer: SocketAddr,
+        in_force: &Arc<InForce>,
+        notes: &mut Notes,
+    ) -> Reply {
+        let (head, generated) = (raw.head.clone(), self.generate());
+        let on_thread = {
+            let in_force = Arc::clone(in_force);
+            move || {
+                let mut share = share;
+                let accepted = accept(raw, &in_force, &generated, &mut share);
+                (accepted, share)
+            }
+        };
+        let (accepted, share) = match self.decoded(until - TIMER_GRAIN, on_thread).await {
+            Ok(decoded) => decoded,
+            Err(why) => return self.not_decoded(&head, why, in_force, notes),
+        };
+        if let Some(of_callback) = &mut notes.share {
+            of_callback.join(share);
+        }
+        let Accepted { callback, rule_index, observed } = match accepted {
+            Ok(accepted) => accepted,
+            Err(Refused::Rejected(rejection)) => return self.rejected(&head, &rejection, in_force, notes),
+            Err(Refused::Full) => {
+                return self.unread(&head, Cause::Overloaded, NO_MEMORY, in_force, notes);
+            }
+        };
+        if let Some(rejection) = observed {
+            let would = self.rejected(&head, &rejection, in_force, notes);
+            notes.instead = Some((would.verdict(), would.why()));
+        }
+        let (over, now) = (in_force.over.as_ref(), time(in_force));
+        let decision = in_force.policy.decide_by_rule(rule_index, &callback.named(), over, now);
+        let reply = self.decided(&callback, decision, in_force, started, peer, notes).await;
+        notes.callback = Some(callback);
+        reply
+    }
+
+    /// Unpacks and reads an answer, and makes the one of it that goes out.
+    pub(super) async fn settle_large(
+        &self,
+        callback: &Callback,
+        plan: &Plan<'_>,
+        received: Received,
+        in_force: &Arc<InForce>,
+        wake: Instant,
+        noticed: Findings,
+    ) -> Settled {
+        let on_thread = {
+            let (rule_index, overridden) = (plan.rule_index, plan.over.is_some());
+            let (callback, in_force) = (callback.clone(), Arc::clone(in_force));
+            move || {
+                let over = in_force.over.as_ref().filter(|_| overridden);
+                let plan = in_force.policy.plan(rule_index, &callback.named(), over);
+                let outcome = received.unpack().map_or_else(Outcome::Failed, Outcome::Answered);
+                // An app that answered is not gone.
+                settle(&callback, &plan, outcome, noticed, false)
+            }
+        };
+        self.decoded(wake, on_thread).await.unwrap_or_else(|why| {
+            settle(callback, plan, Outcome::Failed(why.into()), noticed, self.pod_is_ending())
+        })
+    }
+
+    /// Waits for the turn to decode so many bytes on the worker, because enough were decoded in this pass.
+    pub(super) async fn wait_for(&self, turn: Next, bytes: usize, until: Instant) -> Result<(), NotDecoded> {
+        tokio::select! {
+            biased;
+            () = turn => {
+                // One is called per pass, and may begin whatever others took meanwhile: else small ones would come first for
+                // ever.
+                drop(self.turns.decode(bytes));
+                Ok(())
+            }
+            end = self.deadlines.wait(until) => Err(end.into()),
+        }
+    }
+
+    /// Has work done on the thread, and waits for it until this time.
+    async fn decoded<T: Send + 'static>(
+        &self,
+        until: Instant,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotDecoded> {
+        let decoding = self.shared.decode.run(until, work).map_err(|_| NotDecoded::TooMany)?;
+        tokio::select! {
+            biased;
+            // What the thread skips has no result either.
+            result = decoding => result.map_err(|_| match Instant::now() >= until {
+                true => NotDecoded::Deadline,
+                false => NotDecoded::Bug,
+            }),
+            end = self.deadlines.wait(until) => Err(end.into()),
+        }
+    }
+}
+
+impl From<End> for NotDecoded {
+    fn from(end: End) -> NotDecoded {
+        match end {
+            End::Deadline => NotDecoded::Deadline,
+            End::Cut => NotDecoded::Cut,
+        }
+    }
+}
+
+/// What it means for an app's answer.
+impl From<NotDecoded> for Failure {
+    fn from(why: NotDecoded) -> Failure {
+        match why {
+            NotDecoded::Deadline => Failure::Undecoded,
+            NotDecoded::Cut => Failure::Draining,
+            NotDecoded::TooMany => Failure::Overloaded(TOO_MANY),
+            NotDecoded::Bug => Failure::Bug,
+        }
+    }
+}
+
+pub(super) const TOO_MANY: &str =
+    "as many large bodies wait to be decoded as --max-held and --max-in-flight let in";
+
+/// Checks a callback, finds its rule, and makes the allow that its fallback may need: all that takes time in proportion to its
+/// body.
+fn accept(
+    raw: RawRequest,
+    in_force: &InForce,
+    generated: &str,
+    share: &mut Holding,
+) -> Result<Accepted, Refused> {
+    let policy = &in_force.policy;
+    let generate = || generated.to_owned();
+    let (mut callback, observed) = match Callback::parse(raw, policy.validation(), generate) {
+        Ok(callback) => (callback, None),
+        Err((raw, rejection)) if policy.mode() == Mode::Observe && rejection.may_be_observed() => {
+            (Callback::unchecked(raw, generate), Some(rejection))
+        }
+        Err((_, rejection)) => return Err(Refused::Rejected(rejection)),
+    };
+    if echoes(callback.command()) {
+        share.grow_to(2 * callback.body().len()).map_err(|Full| Refused::Full)?;
+        callback.keep_allow(Bytes::from(verdict::allow_body(Some(&callback)).into_owned()));
+    }
+    let rule_index = policy.rule_index(&callback.subject());
+    Ok(Accepted { callback, rule_index, observed })
+}
