@@ -82,7 +82,19 @@ impl Callback {
         validation: &Validation,
         generate: impl FnOnce() -> String,
     ) -> Result<Callback, (RawRequest, Rejection)> {
-        match Checked::of(&raw, validation, generate) {
+        let named = Named::of(&raw.head.uri);
+        Callback::parse_named(raw, named, validation, generate)
+    }
+
+    /// As [`Callback::parse`], for a request whose target was read already.
+    #[allow(clippy::result_large_err, reason = "the request comes back whole: a move, and no allocation")]
+    pub fn parse_named(
+        raw: RawRequest,
+        named: Result<Named, Rejection>,
+        validation: &Validation,
+        generate: impl FnOnce() -> String,
+    ) -> Result<Callback, (RawRequest, Rejection)> {
+        match Checked::of(&raw, named, validation, generate) {
             Ok(Checked { target, command, operation_id, body }) => Ok(Callback {
                 raw,
                 target,
@@ -200,6 +212,27 @@ impl Callback {
     }
 }
 
+/// What the target of a request says.
+#[derive(Debug)]
+pub struct Named {
+    target: Target,
+    command: Option<&'static Command>,
+}
+
+impl Named {
+    /// Reads a target.
+    pub fn of(uri: &Uri) -> Result<Named, Rejection> {
+        let target = Target::parse(uri)?;
+        let command = command::lookup(target.name());
+        Ok(Named { target, command })
+    }
+
+    /// The table's entry, if the command is in it.
+    pub fn command(&self) -> Option<&'static Command> {
+        self.command
+    }
+}
+
 /// What the checks found out.
 struct Checked {
     target: Target,
@@ -211,14 +244,14 @@ struct Checked {
 impl Checked {
     fn of(
         raw: &RawRequest,
+        named: Result<Named, Rejection>,
         validation: &Validation,
         generate: impl FnOnce() -> String,
     ) -> Result<Self, Rejection> {
         if raw.head.method != Method::POST {
             return Err(Rejection::method(&raw.head.method));
         }
-        let target = Target::parse(&raw.head.uri)?;
-        let command = command::lookup(target.name());
+        let Named { target, command } = named?;
         go_json::check_utf8(&raw.body).map_err(|at| Rejection::NotUtf8 { at })?;
         let body = Body::walk(&raw.body, command)?;
         let table = command::request_table(command);

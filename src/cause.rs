@@ -1,5 +1,9 @@
 //! Why an answer is not the app's own: the closed sets that headers, metrics, logs and policies share.
 
+pub use overload::{Exhausted, Overload};
+
+mod overload;
+
 /// What can go wrong once a callback was accepted. Each is answered by the matching rule's fallback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cause {
@@ -15,7 +19,7 @@ pub enum Cause {
     Invalid,
     /// `actionCode` other than 0: the app says it could not decide.
     RefusedByApp,
-    /// Too many callbacks in flight, or too many bytes held.
+    /// Too many callbacks in flight, or too many bytes held: see [`Overload`].
     Overloaded,
     /// The breaker of the rule is open.
     BreakerOpen,
@@ -65,7 +69,7 @@ impl Cause {
             Cause::Invalid => "an answer that OpenIM could not parse, or would choke on after parsing",
             Cause::RefusedByApp => "`actionCode` is not 0: the app says that it could not decide",
             Cause::Overloaded => {
-                "too many callbacks in flight (of the process or of the rule), or too many bytes held"
+                "too many callbacks in flight (of the process, the caller, the command or the rule), or too many bytes held"
             }
             Cause::BreakerOpen => "the breaker of the rule is open",
             Cause::Draining => "the pod is ending, and the app is gone or did not finish in time",

@@ -19,11 +19,12 @@ use self::admin::AdminMetrics;
 use self::catalog::{Audience, Catalog, Entry};
 use self::connections::ConnectionMetrics;
 use self::labels::{
-    BadHttpLabel, CallbackLabels, CauseLabel, FindingLabel, HandshakeLabel, OriginLabel, PolicyLabels,
-    RejectionLabel, RuleLabel, VersionLabel,
+    BadHttpLabel, CallbackLabels, CauseLabel, FindingLabel, HandshakeLabel, OriginLabel, OverloadLabel,
+    PolicyLabels, RejectionLabel, RuleLabel, VersionLabel,
 };
 use crate::callback::command::Command;
 use crate::callback::rejection::RejectionCause;
+use crate::cause::Overload;
 use crate::in_force::InForce;
 use crate::reply::{Origin, Why};
 use crate::tls::HandshakeFailure;
@@ -78,6 +79,7 @@ pub struct Metrics {
     breakers: Family<RuleLabel, Gauge>,
     panics: Counter,
     abandoned: Counter,
+    overloads: Family<OverloadLabel, Counter>,
     log_lines_dropped: Counter,
     bytes_held: Gauge,
     held_limit: Gauge,
@@ -119,6 +121,7 @@ impl Metrics {
             breakers: Family::default(),
             panics: Counter::default(),
             abandoned: Counter::default(),
+            overloads: Family::default(),
             log_lines_dropped: dropped,
             bytes_held: Gauge::default(),
             held_limit: Gauge::default(),
@@ -129,6 +132,9 @@ impl Metrics {
         metrics.register(&mut catalog, durations, version);
         for cause in RejectionCause::ALL {
             let _ = metrics.rejections.get_or_create(&RejectionLabel { cause: cause.label() });
+        }
+        for overload in Overload::ALL {
+            let _ = metrics.overloads.get_or_create(&OverloadLabel { reason: overload.label() });
         }
         for row in &FINDINGS {
             let _ = metrics.findings.get_or_create(&FindingLabel { finding: row.name });
@@ -185,6 +191,8 @@ impl Metrics {
         to.add("breaker_state", help, self.breakers.clone());
         let help = "Callbacks whose caller disconnected before the answer";
         to.add("abandoned", help, self.abandoned.clone());
+        let help = "Callbacks answered by the fallback for overloaded, by the bound that was reached";
+        to.add("overloads", help, self.overloads.clone());
         to.add("panics", "Panics", self.panics.clone());
         to.add("log_lines_dropped", "Log lines dropped (queue full)", self.log_lines_dropped.clone());
         to.add_bytes_on_loopback(
@@ -283,6 +291,11 @@ impl Metrics {
     /// A caller hung up before its answer.
     pub fn abandoned(&self) {
         self.abandoned.inc();
+    }
+
+    /// A callback met a bound.
+    pub fn overloaded(&self, overload: Overload) {
+        self.overloads.get_or_create(&OverloadLabel { reason: overload.label() }).inc();
     }
 
     /// A bug of the guard showed.
@@ -488,7 +501,7 @@ mod tests {
 
     /// What dashboards and alerts are written against: each sample's name with the names of its labels. A histogram
     /// stands for its three kinds of sample.
-    const INTERFACE: [&str; 31] = [
+    const INTERFACE: [&str; 32] = [
         "abandoned_total",
         "accept_pauses_total",
         "admin_connections_closed_total{reason}",
@@ -508,6 +521,7 @@ mod tests {
         "log_lines_dropped_total",
         "observe_mode",
         "observed_total{cause}",
+        "overloads_total{reason}",
         "override_active",
         "panics_total",
         "policy_info{source,hash}",

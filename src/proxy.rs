@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -31,12 +30,12 @@ use crate::callback::command::{self, Command, SafeDefault};
 use crate::callback::rejection::{Rejection, RejectionCause};
 use crate::callback::target::{Target, UpstreamForm};
 use crate::callback::{Callback, RawRequest};
-use crate::cause::Cause;
+use crate::cause::Overload;
 use crate::deadlines::{Deadlines, End};
 use crate::decode::{DecodeThread, LARGE_BODY_BYTES};
 use crate::drain::{self, Stage};
-use crate::held::{Held, Holding};
-use crate::in_force::{InForce, take_slot};
+use crate::held::{Account, Accounts, Holding};
+use crate::in_force::InForce;
 use crate::log::{self, Format};
 use crate::metrics::{Counting, Metrics, Recorder};
 use crate::policy::{AnsweredBy, Decision, Mode, Plan};
@@ -61,9 +60,6 @@ mod waiting;
 /// come by its deadline, and not up to two milliseconds behind it.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);
 
-/// Why a callback is answered without its body.
-const NO_MEMORY: &str = "the bytes held are at --max-held";
-
 /// What the proxy needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -71,8 +67,6 @@ pub struct Config {
     pub upstream: Address,
     /// How the app wants its URLs.
     pub upstream_form: UpstreamForm,
-    /// Callbacks that may be put to the app at once.
-    pub max_in_flight: usize,
     /// Most bytes of a callback's body.
     pub max_request_size: usize,
     /// Most bytes of an answer's body.
@@ -98,14 +92,10 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where lines go.
     pub log: log::Queue,
-    /// Bytes held.
-    pub held: Held,
+    /// What each caller holds.
+    pub accounts: Accounts,
     /// Where large bodies are decoded.
     pub decode: DecodeThread,
-    /// Bytes held for refusals, when nothing else is left.
-    pub refusals: Held,
-    /// Callbacks put to the app.
-    pub in_flight: Arc<AtomicUsize>,
     /// Whether connections to the app are used again.
     pub reuse: Arc<Reuse>,
     /// The last decisions.
@@ -126,6 +116,14 @@ pub struct Proxy {
     line: RefCell<String>,
     clock: RefCell<log::Clock>,
     generated: Cell<u64>,
+}
+
+/// What is put to the app: a callback, its share of memory, and whose it is.
+#[derive(Clone, Copy)]
+struct Asking<'c> {
+    callback: &'c Callback,
+    share: &'c Holding,
+    peer: SocketAddr,
 }
 
 /// What is told of a callback beside its answer.
@@ -179,8 +177,8 @@ impl Notes {
 impl Handler for Proxy {
     type Admitted = Admitted;
 
-    fn admit(&self, head: &mut request::Parts) -> Option<Admitted> {
-        Admitted::of(self, head)
+    fn admit(&self, head: &mut request::Parts, account: &Arc<Account>) -> Option<Admitted> {
+        Admitted::of(self, head, account)
     }
 
     async fn answer<B>(
@@ -208,10 +206,10 @@ impl Proxy {
     /// A proxy for one worker, which must [`keep_time`](Self::keep_time) beside it.
     pub fn new(shared: Arc<Shared>, drain: drain::Watch) -> Proxy {
         let Config { upstream, max_answer_size, max_header_size, .. } = &shared.config;
-        let (held, reuse) = (shared.held.clone(), Arc::clone(&shared.reuse));
+        let reuse = Arc::clone(&shared.reuse);
         let turns = Rc::new(Turns::default());
         let limits = (*max_answer_size, *max_header_size);
-        let upstream = Upstream::new(upstream.clone(), limits, held, reuse, Rc::clone(&turns));
+        let upstream = Upstream::new(upstream.clone(), limits, reuse, Rc::clone(&turns));
         let recorder = Recorder::new(Arc::clone(&shared.metrics));
         let (line, clock, generated) = (RefCell::default(), RefCell::default(), Cell::new(0));
         let (deadlines, no_rule) = (Deadlines::default(), Arc::from("none"));
@@ -246,7 +244,7 @@ impl Proxy {
         let mut body = pin!(body);
         let config = &self.shared.config;
         let until = started + policy.longest_timeout();
-        let Admitted { share, refused } = admitted;
+        let Admitted { share, named, refused } = admitted;
         let share = notes.share.insert(share);
         let refused = refused.or_else(|| self.unwanted(&head).map(NotAdmitted::Rejected));
         if let Some(refused) = refused {
@@ -256,7 +254,7 @@ impl Proxy {
             }
             return match refused {
                 NotAdmitted::Rejected(rejection) => self.rejected(&head, &rejection, in_force, notes),
-                NotAdmitted::NoMemory => self.unread(&head, Cause::Overloaded, NO_MEMORY, in_force, notes),
+                NotAdmitted::Overloaded(overload) => self.overloaded(&head, overload, in_force, notes),
             };
         }
         let before = share.bytes();
@@ -275,7 +273,7 @@ impl Proxy {
         let bytes = match read {
             Ok(bytes) => bytes,
             Err(fault) => {
-                if matches!(fault, ReadFault::Full | ReadFault::TooLarge) {
+                if matches!(fault, ReadFault::Full(_) | ReadFault::TooLarge) {
                     self.discard(body, until).await;
                 }
                 return self.not_read(&head, fault, in_force, notes);
@@ -285,14 +283,15 @@ impl Proxy {
         if raw.body.len() > LARGE_BODY_BYTES {
             // In a box: the future of every callback would have its size.
             let share = share.split_off(before);
-            return Box::pin(self.reply_to_large(raw, share, until, started, peer, in_force, notes)).await;
+            return Box::pin(self.reply_to_large((raw, named), share, until, started, peer, in_force, notes))
+                .await;
         }
         if let Some(turn) = self.turns.decode(raw.body.len())
             && let Err(why) = Box::pin(self.wait_for(turn, raw.body.len(), until - TIMER_GRAIN)).await
         {
             return self.not_decoded(&raw.head, why, in_force, notes);
         }
-        let callback = match Callback::parse(raw, policy.validation(), || self.generate()) {
+        let callback = match Callback::parse_named(raw, named, policy.validation(), || self.generate()) {
             Ok(callback) => callback,
             Err((raw, rejection)) if policy.mode() == Mode::Observe && rejection.may_be_observed() => {
                 let would = self.rejected(&raw.head, &rejection, in_force, notes);
@@ -327,6 +326,8 @@ impl Proxy {
         notes: &mut Notes,
     ) -> Reply {
         let waiting = Waiting { proxy: self, callback, started };
+        let share = notes.share.as_ref().expect("a callback counts from its head on");
+        let asking = Asking { callback, share, peer };
         let noticed: Findings = callback.wrong_type().map(|_| Finding::FieldType).into_iter().collect();
         let reply = match decision {
             Decision::Answer { answer, by } => {
@@ -334,11 +335,11 @@ impl Proxy {
                 Reply::rule(answer, callback, noticed)
             }
             Decision::Ask(plan) => {
+                let deadline = started + plan.timeout;
+                let settled = self.ask(asking, &plan, in_force, deadline, noticed).await;
                 notes.rule = Some(Arc::clone(&plan.rule.name));
                 notes.over = plan.over.map(|over| over.reason().to_owned());
-                let deadline = started + plan.timeout;
                 notes.deadline = Some(deadline);
-                let settled = self.ask(callback, &plan, in_force, deadline, peer, noticed).await;
                 notes.detail = settled.detail.or(notes.detail.take());
                 // A rule's own answer would have come before anything the app says.
                 let would = plan.would_answer.map(|answer| Reply::rule(answer, callback, noticed));
@@ -358,22 +359,26 @@ impl Proxy {
     /// Asks the app once, if the bounds and the breaker let it, and makes an answer of what comes of it.
     async fn ask(
         &self,
-        callback: &Callback,
+        asking: Asking<'_>,
         plan: &Plan<'_>,
         in_force: &Arc<InForce>,
         deadline: Instant,
-        peer: SocketAddr,
         noticed: Findings,
     ) -> Settled {
-        let rule = in_force.rule(plan.rule_index);
-        let failed =
-            |failure| settle(callback, plan, Outcome::Failed(failure), noticed, self.pod_is_ending());
-        let Some(_slot) = take_slot(&self.shared.in_flight, self.shared.config.max_in_flight) else {
-            return failed(Failure::Overloaded("callbacks in flight are at --max-in-flight"));
+        let (rule, callback) = (in_force.rule(plan.rule_index), asking.callback);
+        let failed = |failure| {
+            if let Failure::Overloaded(overload) = failure {
+                self.shared.metrics.overloaded(overload);
+            }
+            settle(callback, plan, Outcome::Failed(failure), noticed, self.pod_is_ending())
+        };
+        let _place = match asking.share.take_place() {
+            Ok(place) => place,
+            Err(overload) => return failed(Failure::Overloaded(overload)),
         };
         let limit = plan.max_in_flight().unwrap_or(usize::MAX);
         let Some(_slot_of_rule) = rule.take_slot(limit) else {
-            return failed(Failure::Overloaded("the rule's callbacks are at its maxInFlight"));
+            return failed(Failure::Overloaded(Overload::RuleInFlight));
         };
         let mut permit = None;
         if let (Some(_), Some(breaker)) = (plan.breaker(), &rule.breaker) {
@@ -383,7 +388,7 @@ impl Proxy {
             }
         }
         let wake = deadline - TIMER_GRAIN;
-        let settled = match self.exchange(callback, wake, peer).await {
+        let settled = match self.exchange(asking, wake).await {
             Ok(received) if large::is_large(callback, &received) => {
                 Box::pin(self.settle_large(callback, plan, received, in_force, wake, noticed)).await
             }
@@ -411,9 +416,8 @@ impl Proxy {
 
     async fn exchange(
         &self,
-        callback: &Callback,
+        Asking { callback, share, peer }: Asking<'_>,
         wake: Instant,
-        peer: SocketAddr,
     ) -> Result<Received, Failure> {
         let asked = Instant::now();
         let Some(left) = wake.checked_duration_since(asked).filter(|left| !left.is_zero()) else {
@@ -426,7 +430,7 @@ impl Proxy {
         let patience = Patience { now: asked, until: wake, ending: &ending, refused: &refused };
         let answered = tokio::select! {
             biased;
-            answered = self.upstream.exchange(head, callback.body(), patience) => answered,
+            answered = self.upstream.exchange(head, callback.body(), share, patience) => answered,
             end = self.deadlines.wait(wake) => Err(match end {
                 End::Deadline if refused.get() => self.upstream.refused(),
                 End::Deadline => Failure::Timeout { doing: "waiting for the app" },

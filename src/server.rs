@@ -28,7 +28,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio_rustls::server::TlsStream;
 
 use crate::drain::Watch;
-use crate::held::Held;
+use crate::held::{Account, Accounts, Identity};
 use crate::metrics::Metrics;
 use crate::turns::{Turn, Turns};
 use crate::wire::AnswerBody;
@@ -149,8 +149,8 @@ pub trait Handler: 'static {
     type Admitted: 'static;
 
     /// Looks at a head in the moment in which it was decoded, and takes away what is not to be kept of it: heads of many
-    /// streams come at once. `None`: there is no memory even for a refusal, and the connection is ended.
-    fn admit(&self, head: &mut request::Parts) -> Option<Self::Admitted>;
+    /// streams come at once. What it takes of memory counts for the caller. `None`: there is no memory even for a refusal, and the connection is ended.
+    fn admit(&self, head: &mut request::Parts, account: &Arc<Account>) -> Option<Self::Admitted>;
 
     /// Answers one request of this peer, whatever server it came through. Dropping the future is how a caller that hangs
     /// up cancels what it asked.
@@ -171,8 +171,8 @@ pub struct Server<H> {
     pub limits: Limits,
     /// The turns of the worker's long work.
     pub turns: Rc<Turns>,
-    /// Where the memory of heads counts.
-    pub held: Held,
+    /// What each caller holds.
+    pub accounts: Accounts,
     /// Where errors of connections are counted.
     pub metrics: Arc<Metrics>,
     /// The pod's end.
@@ -214,16 +214,19 @@ impl<H: Handler> Server<H> {
         peer: SocketAddr,
         registered: &Registered,
     ) {
-        let h2 = secure.get_ref().1.alpn_protocol() == Some(b"h2");
+        let session = secure.get_ref().1;
+        let leaf = session.peer_certificates().and_then(|chain| chain.first()).map(AsRef::as_ref);
+        let account = self.accounts.open(Identity::of(peer.ip(), leaf));
+        let h2 = session.alpn_protocol() == Some(b"h2");
         let activity = Rc::new(Activity::new(h2));
         registered.watch(&activity);
         let turn = Turn::new(Rc::clone(&self.turns));
         let limit = self.limits.header_timeout;
-        let io = Watched::new(secure, Rc::clone(&activity), limit, turn, self.held.clone());
+        let io = Watched::new(secure, Rc::clone(&activity), limit, turn, Arc::clone(&account));
         let io = TokioIo::new(io);
         let service = {
             let (server, activity) = (Rc::clone(&self), Rc::clone(&activity));
-            service_fn(move |request| server.request(request, peer, &activity))
+            service_fn(move |request| server.request(request, peer, &account, &activity))
         };
         let limit = self.limits.header_limit + self.limits.large_field_limit + HEAD_SLACK_BYTES;
         if h2 {
@@ -247,10 +250,11 @@ impl<H: Handler> Server<H> {
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
+        account: &Arc<Account>,
         activity: &Rc<Activity>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<H> {
         let (mut head, body) = request.into_parts();
-        let admitted = self.handler.admit(&mut head);
+        let admitted = self.handler.admit(&mut head, account);
         // Before the future is polled: a read in between would find a head under way, and start its timer.
         let mut active = activity.begin();
         if admitted.is_none() {

@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header;
 
-use crate::held::Held;
+use crate::cause::Overload;
+use crate::held::Holding;
 use crate::turns::{Turn, Turns};
 use connection::{Connection, Found, Request};
 use dial::Dialer;
@@ -58,9 +59,6 @@ const ONE_WRITE: usize = 16 << 10;
 /// Largest buffer that an idle connection keeps for its next answer.
 const KEPT_BUFFER: usize = 32 << 10;
 
-/// Why an answer was not kept.
-const HELD: &str = "the bytes held are at --max-held";
-
 /// The app, as one worker sees it: its address and the connections kept to it. Not shared between threads.
 #[derive(Debug)]
 pub struct Upstream {
@@ -69,7 +67,6 @@ pub struct Upstream {
     answer_limit: usize,
     /// Most bytes of an answer's head.
     head_limit: usize,
-    held: Held,
     /// Of the worker: a long answer is read in turns.
     turns: Rc<Turns>,
     pool: RefCell<Pool>,
@@ -116,14 +113,13 @@ impl Upstream {
     pub fn new(
         address: Address,
         (answer_limit, head_limit): (usize, usize),
-        held: Held,
         reuse: Arc<Reuse>,
         turns: Rc<Turns>,
     ) -> Upstream {
         let (heads, presence) = (RefCell::default(), Cell::new(Presence::Unknown));
         let pool = RefCell::new(Pool::new(USE_LIMIT));
         let dialer = Dialer::new(address);
-        Upstream { dialer, answer_limit, head_limit, held, turns, pool, reuse, heads, presence }
+        Upstream { dialer, answer_limit, head_limit, turns, pool, reuse, heads, presence }
     }
 
     /// An empty buffer for the head of a request: one that was used before, if there is one.
@@ -139,16 +135,17 @@ impl Upstream {
         }
     }
 
-    /// Sends one request, `head` as it goes over the wire, and reads the whole answer.
+    /// Sends one request, `head` as it goes over the wire, and reads the whole answer, which counts for the caller that `share` is of.
     ///
     /// Dropping the future ends the exchange and its connection.
     pub async fn exchange(
         &self,
         head: Vec<u8>,
         body: &Bytes,
+        share: &Holding,
         patience: Patience<'_>,
     ) -> Result<Received, Failure> {
-        let mut request = Request { head, body };
+        let mut request = Request { head, body, share };
         if !self.reuse.is_allowed(patience.now) {
             last_on_its_connection(&mut request.head);
         }
@@ -261,7 +258,7 @@ impl Upstream {
     fn unreachable(&self, error: io::Error) -> Failure {
         // Our own want, and no fault of the app: a breaker must not count it.
         if is_shortage(&error) {
-            return Failure::Overloaded("no file descriptor is free for a connection to the app");
+            return Failure::Overloaded(Overload::OpenFiles);
         }
         Failure::Unreachable { upstream: self.dialer.address.to_string(), error }
     }
@@ -319,7 +316,7 @@ impl Upstream {
             Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
         };
         let turn = Turn::new(Rc::clone(&self.turns));
-        let (body, holding) = connection.body(head.framing, self.answer_limit, &self.held, turn).await?;
+        let (body, holding) = connection.body(head.framing, self.answer_limit, request.share, turn).await?;
         if !connection.buffer.is_empty() {
             self.unsolicited(Instant::now());
         } else if head.keep_alive && sent.is_ok() && head.framing != Framing::UntilEnd {

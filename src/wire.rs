@@ -15,6 +15,7 @@ use tokio::io::AsyncWrite;
 use crate::callback::rejection::Rejection;
 use crate::callback::target::UpstreamForm;
 use crate::callback::{Callback, OPERATION_ID, OPERATION_ID_LIMIT};
+use crate::cause::Overload;
 use crate::held::{CALLBACK_BYTES, Holding};
 use crate::reply::Reply;
 use crate::verdict::Verdict;
@@ -39,8 +40,8 @@ pub enum ReadFault {
     Slow,
     /// The caller stopped in the middle.
     Cut,
-    /// The bytes held are at their bound.
-    Full,
+    /// The bytes held are at a bound.
+    Full(Overload),
     /// The process ends before it is there.
     Ending,
 }
@@ -52,7 +53,7 @@ where
     B: Body<Data = Bytes>,
 {
     let before = share.bytes();
-    let mut count = |bytes: usize| share.grow_to(before + bytes).map_err(|_| ReadFault::Full);
+    let mut count = |bytes: usize| share.grow_to(before + bytes).map_err(ReadFault::Full);
     // What is announced counts only once it is there: an announcement costs its caller nothing.
     let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if announced.is_some_and(|bytes| bytes > limit) {
@@ -345,7 +346,7 @@ pub fn response(reply: Reply, mut share: Option<Holding>) -> Response<AnswerBody
     let (body, from_app) = reply.into_parts();
     if let Some(share) = &mut share {
         // At the bound the body is kept all the same: it is an answer that is owed.
-        let _ = share.grow_to(CALLBACK_BYTES + body.len());
+        let _ = share.grow_owed(CALLBACK_BYTES + body.len());
     }
     let mut response = Response::new(AnswerBody { bytes: body, share });
     *response.status_mut() = status;

@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use callback_guard::callback::command::{self, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
-use callback_guard::cause::Cause;
+use callback_guard::cause::{Cause, Overload};
 use callback_guard::cli::admission_policy::{self, AdmissionPolicy, IMAGE_SETTINGS, Values};
 use callback_guard::metrics::Metrics;
 use callback_guard::metrics::catalog::{Audience, Entry};
@@ -410,6 +410,15 @@ fn the_document_of_causes_and_commands_is_what_the_tables_say() {
     for cause in Cause::ALL {
         let counts = if cause.trips_breaker() { "yes" } else { "no" };
         writeln!(text, "| `{}` | {} | {counts} |", cause.label(), cause.when()).expect("a string");
+    }
+    text.push_str(
+        "\n## Bounds behind `overloaded`\n\nThe metric `callback_guard_overloads_total` counts by `reason`, and the callback's log \
+         line says the same in `detail`. [security.md](security.md#shares) has the rule of the shares.\n\n\
+         | reason | detail | what to do |\n|---|---|---|\n",
+    );
+    for overload in Overload::ALL {
+        writeln!(text, "| `{}` | {} | {} |", overload.label(), overload.detail(), overload.remedy())
+            .expect("a string");
     }
     text.push_str("\n## Rejections\n\nA request that is no callback never reaches the app. Causes: ");
     let labels: Vec<_> = RejectionCause::ALL.iter().map(|cause| format!("`{}`", cause.label())).collect();

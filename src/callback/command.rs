@@ -103,6 +103,16 @@ pub fn lookup(name: &str) -> Option<&'static Command> {
     Some(&COMMANDS[NAMES[at].1])
 }
 
+/// How many places [`place`] knows.
+pub const PLACES: usize = COMMANDS.len() + 1;
+
+/// The place of a command in the table; of one that is not in it, the place behind the last.
+pub fn place(command: Option<&'static Command>) -> usize {
+    let Some(command) = command else { return COMMANDS.len() };
+    let offset = std::ptr::from_ref(command).addr() - COMMANDS.as_ptr().addr();
+    offset / size_of::<Command>()
+}
+
 /// Every command of the table.
 pub fn all() -> &'static [Command] {
     COMMANDS
@@ -125,6 +135,13 @@ mod tests {
         }
         assert!(lookup("callbackBeforeNothingCommand").is_none());
         assert!(lookup("").is_none());
+    }
+
+    #[test]
+    fn each_command_has_a_place_of_its_own_and_unknown_ones_share_the_last() {
+        let places: Vec<_> = all().iter().map(|command| place(Some(command))).collect();
+        assert_eq!(places, (0..PLACES - 1).collect::<Vec<_>>());
+        assert_eq!(place(lookup("callbackBeforeNothingCommand")), PLACES - 1);
     }
 
     #[test]

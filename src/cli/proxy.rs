@@ -4,7 +4,7 @@
 //! their own.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use self::backstop::Backstop;
 use self::certificate::Certificate;
+use self::max_connections::MaxConnections;
 use self::max_held::{Follower, Found};
 use self::threads::Threads;
 use super::args::{self, ADMIN_PORT, LISTEN_PORT};
@@ -26,7 +27,7 @@ use crate::decode::DecodeThread;
 use crate::descriptors::{self, Shortage};
 use crate::drain::{self, Drain, Stage};
 use crate::files::Fingerprint;
-use crate::held::Held;
+use crate::held::{Accounts, Held};
 use crate::log;
 use crate::memory;
 use crate::metrics::Metrics;
@@ -44,6 +45,7 @@ pub(super) use certificate::load_client_ca;
 
 mod backstop;
 mod certificate;
+mod max_connections;
 mod max_held;
 mod threads;
 
@@ -59,9 +61,6 @@ const OTHER_FILES: usize = 64;
 /// How long an answer may wait to be taken: the longest OpenIM waits (15 s), and a little more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Which part of `--max-held` there is on top for refusals.
-const REFUSALS_SHARE: usize = 8;
-
 /// How long a connection may stay without a first request. Go closes what was idle for 90 s, so none of its own gets there.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -73,7 +72,8 @@ pub fn run(config: args::Proxy) -> u8 {
     let started = Instant::now();
     descriptors::set_aside(config.admin_limits.connections);
     // While there is one thread.
-    let descriptors = descriptors::reserve(open_files(&config));
+    let max_connections = MaxConnections::new(config.max_connections, &Cgroup::own());
+    let descriptors = descriptors::reserve(open_files(&config, max_connections.count));
     // kube's client takes the process's; everything else is handed its own.
     let _ = tls::provider().as_ref().clone().install_default();
     let queue = log::Queue::start(std::io::stdout());
@@ -82,7 +82,8 @@ pub fn run(config: args::Proxy) -> u8 {
         Ok(loaded) => {
             warn_of_a_short_grace_period(&config);
             warn_of_few_descriptors(descriptors);
-            loaded.serve(&config)
+            max_connections.log();
+            loaded.serve(&config, max_connections.count)
         }
         Err(problems) => {
             super::complain(&problems);
@@ -152,7 +153,7 @@ impl Loaded {
         })
     }
 
-    fn serve(self, config: &args::Proxy) -> u8 {
+    fn serve(self, config: &args::Proxy, max_connections: usize) -> u8 {
         let metrics = Arc::clone(&self.metrics);
         report_panics(move || metrics.panicked());
         let (drain, watch) = Drain::new(Instant::now());
@@ -169,9 +170,7 @@ impl Loaded {
             metrics: Arc::clone(&self.metrics),
             log: self.log,
             decode: DecodeThread::start(held.clone(), config.max_in_flight),
-            refusals: Held::new(held.limit() / REFUSALS_SHARE),
-            held,
-            in_flight: Arc::new(AtomicUsize::new(0)),
+            accounts: Accounts::new(held.clone(), config.max_in_flight),
             reuse: Arc::new(Reuse::new(config.upstream_reuse, self.metrics.unsolicited_answers())),
             recent: Recent::default(),
         });
@@ -183,13 +182,14 @@ impl Loaded {
             readiness: readiness.clone(),
             drain: Arc::clone(&drain),
             recent: shared.recent.clone(),
-            held: shared.held.clone(),
+            held,
             tls: Arc::clone(&tls),
             configmap: config.policy_configmap.as_ref().map(ToString::to_string),
             upstream: config.upstream.to_string(),
             started: self.started,
         };
-        let service = Service { shared, drain, watch, readiness, metrics: self.metrics, tls };
+        let metrics = self.metrics;
+        let service = Service { shared, max_connections, drain, watch, readiness, metrics, tls };
         let (listen, admin_listen) = (self.listener, self.admin.address());
         local_runtime().block_on(async {
             let (listener, mut signals) = match open(self.admin) {
@@ -220,6 +220,7 @@ impl Loaded {
 /// What is the same whether the certificate is there at the start or comes later.
 struct Service {
     shared: Arc<Shared>,
+    max_connections: usize,
     drain: Arc<Drain>,
     watch: drain::Watch,
     readiness: Readiness,
@@ -253,7 +254,7 @@ impl Service {
             shared: self.shared,
             tls: tls.clone(),
             limits: limits(config),
-            max_connections: config.max_connections,
+            max_connections: self.max_connections,
             pressure: Pressure::default(),
             drain: self.watch,
             accepting: Arc::new(AtomicBool::new(true)),
@@ -306,9 +307,9 @@ async fn live(
 }
 
 /// Most files that the process has open at once, by its bounds: callers, the app, idle connections to it, the admin port.
-fn open_files(config: &args::Proxy) -> u64 {
+fn open_files(config: &args::Proxy, max_connections: usize) -> u64 {
     let workers = config.workers * (KEPT_CONNECTIONS + FAREWELLS);
-    let bounds = config.max_connections + config.max_in_flight + workers;
+    let bounds = max_connections + config.max_in_flight + workers;
     (bounds + config.admin_limits.connections + OTHER_FILES) as u64
 }
 
@@ -460,7 +461,6 @@ fn proxy_config(config: &args::Proxy) -> Config {
     Config {
         upstream: config.upstream.clone(),
         upstream_form: config.upstream_form,
-        max_in_flight: config.max_in_flight,
         max_request_size: config.max_request_size,
         max_answer_size: config.max_answer_size,
         max_header_size: config.max_header_size,

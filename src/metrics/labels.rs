@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::catalog::{labels, one_of};
 use crate::callback::rejection::RejectionCause;
+use crate::cause::Overload;
 use crate::in_force::SourceKind;
 use crate::reply::Origin;
 use crate::tls::HandshakeFailure;
@@ -82,6 +83,7 @@ labels! {
     OriginLabel { origin: &'static str = one_of(Origin::ALL.map(Origin::label)) }
     HandshakeLabel { reason: &'static str = one_of(HandshakeFailure::ALL.map(HandshakeFailure::label)) }
     BadHttpLabel { reason: &'static str = one_of(BadHttp::ALL.map(BadHttp::label)) }
+    OverloadLabel { reason: &'static str = one_of(Overload::ALL.map(Overload::label)) }
     RuleLabel { rule: String = "the name of a rule that has a breaker" }
     VersionLabel { version: &'static str = "the version" }
     PolicyLabels {

@@ -3,11 +3,15 @@
 //! Over HTTP/2 the heads of many streams are decoded in one go, and one of them may take seven times its size in memory. So
 //! a head is judged in the poll that decoded it, and one that is refused is dropped before the next.
 
+use std::sync::Arc;
+
 use http::request;
 
 use super::Proxy;
+use crate::callback::Named;
 use crate::callback::rejection::Rejection;
-use crate::held::{CALLBACK_BYTES, Holding};
+use crate::cause::Overload;
+use crate::held::{Account, CALLBACK_BYTES, Holding};
 use crate::wire::{self, HeadSize};
 
 /// What was found out when the head of a request came.
@@ -15,6 +19,8 @@ use crate::wire::{self, HeadSize};
 pub struct Admitted {
     /// Its share of memory.
     pub(super) share: Holding,
+    /// What its target says.
+    pub(super) named: Result<Named, Rejection>,
     /// Why it is not let in; its head was stripped then.
     pub(super) refused: Option<NotAdmitted>,
 }
@@ -23,27 +29,28 @@ pub struct Admitted {
 #[derive(Debug)]
 pub(super) enum NotAdmitted {
     Rejected(Rejection),
-    NoMemory,
+    Overloaded(Overload),
 }
 
 impl Admitted {
     /// Judges a head, and strips it if it is refused. `None`: not even a refusal can be counted.
-    pub(super) fn of(proxy: &Proxy, head: &mut request::Parts) -> Option<Admitted> {
+    pub(super) fn of(proxy: &Proxy, head: &mut request::Parts, account: &Arc<Account>) -> Option<Admitted> {
         let size = HeadSize::of(head);
-        let mut share = proxy.shared.held.nothing();
+        let named = Named::of(&head.uri);
+        let command = named.as_ref().ok().and_then(Named::command);
+        let mut share = Arc::clone(account).nothing(command);
         let refused = match size.fault(proxy.shared.config.max_header_size) {
             // Who may not call learns nothing else.
             Some(fault) => NotAdmitted::Rejected(proxy.unknown_caller(head).unwrap_or(fault)),
-            None if share.grow_to(CALLBACK_BYTES + size.memory()).is_ok() => {
-                return Some(Admitted { share, refused: None });
-            }
-            None => NotAdmitted::NoMemory,
+            None => match share.grow_to(CALLBACK_BYTES + size.memory()) {
+                Ok(()) => return Some(Admitted { share, named, refused: None }),
+                Err(overload) => NotAdmitted::Overloaded(overload),
+            },
         };
         wire::strip(head);
         if share.grow_to(CALLBACK_BYTES).is_err() {
-            share = proxy.shared.refusals.nothing();
-            share.grow_to(CALLBACK_BYTES).ok()?;
+            share = account.refusal(CALLBACK_BYTES).ok()?;
         }
-        Some(Admitted { share, refused: Some(refused) })
+        Some(Admitted { share, named, refused: Some(refused) })
     }
 }

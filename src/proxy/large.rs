@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{NO_MEMORY, Notes, Proxy, TIMER_GRAIN, echoes, time};
+use super::{Notes, Proxy, TIMER_GRAIN, echoes, time};
 use crate::callback::rejection::Rejection;
-use crate::callback::{Callback, RawRequest};
-use crate::cause::Cause;
+use crate::callback::{Callback, Named, RawRequest};
+use crate::cause::Overload;
 use crate::deadlines::End;
 use crate::decode::LARGE_BODY_BYTES;
-use crate::held::{Full, Holding};
+use crate::held::Holding;
 use crate::in_force::InForce;
 use crate::policy::{Mode, Plan};
 use crate::reply::Reply;
@@ -49,7 +49,7 @@ struct Accepted {
 enum Refused {
     Rejected(Rejection),
     /// What its allow must echo is more than may be held.
-    Full,
+    Overloaded(Overload),
 }
 
 /// Whether reading an answer takes longer than a worker has: it is large, its size is not known, or it is an answer to a large
@@ -63,7 +63,7 @@ impl Proxy {
     #[allow(clippy::too_many_arguments, reason = "what the route of every callback has")]
     pub(super) async fn reply_to_large(
         &self,
-        raw: RawRequest,
+        (raw, named): (RawRequest, Result<Named, Rejection>),
         share: Holding,
         until: Instant,
         started: Instant,
@@ -76,7 +76,7 @@ impl Proxy {
             let in_force = Arc::clone(in_force);
             move || {
                 let mut share = share;
-                let accepted = accept(raw, &in_force, &generated, &mut share);
+                let accepted = accept(raw, named, &in_force, &generated, &mut share);
                 (accepted, share)
             }
         };
@@ -90,8 +90,8 @@ impl Proxy {
         let Accepted { callback, rule_index, observed } = match accepted {
             Ok(accepted) => accepted,
             Err(Refused::Rejected(rejection)) => return self.rejected(&head, &rejection, in_force, notes),
-            Err(Refused::Full) => {
-                return self.unread(&head, Cause::Overloaded, NO_MEMORY, in_force, notes);
+            Err(Refused::Overloaded(overload)) => {
+                return self.overloaded(&head, overload, in_force, notes);
             }
         };
         if let Some(rejection) = observed {
@@ -179,26 +179,24 @@ impl From<NotDecoded> for Failure {
         match why {
             NotDecoded::Deadline => Failure::Undecoded,
             NotDecoded::Cut => Failure::Draining,
-            NotDecoded::TooMany => Failure::Overloaded(TOO_MANY),
+            NotDecoded::TooMany => Failure::Overloaded(Overload::Decoding),
             NotDecoded::Bug => Failure::Bug,
         }
     }
 }
 
-pub(super) const TOO_MANY: &str =
-    "as many large bodies wait to be decoded as --max-held and --max-in-flight let in";
-
 /// Checks a callback, finds its rule, and makes the allow that its fallback may need: all that takes time in proportion to its
 /// body.
 fn accept(
     raw: RawRequest,
+    named: Result<Named, Rejection>,
     in_force: &InForce,
     generated: &str,
     share: &mut Holding,
 ) -> Result<Accepted, Refused> {
     let policy = &in_force.policy;
     let generate = || generated.to_owned();
-    let (mut callback, observed) = match Callback::parse(raw, policy.validation(), generate) {
+    let (mut callback, observed) = match Callback::parse_named(raw, named, policy.validation(), generate) {
         Ok(callback) => (callback, None),
         Err((raw, rejection)) if policy.mode() == Mode::Observe && rejection.may_be_observed() => {
             (Callback::unchecked(raw, generate), Some(rejection))
@@ -206,7 +204,7 @@ fn accept(
         Err((_, rejection)) => return Err(Refused::Rejected(rejection)),
     };
     if echoes(callback.command()) {
-        share.grow_to(2 * callback.body().len()).map_err(|Full| Refused::Full)?;
+        share.grow_to(2 * callback.body().len()).map_err(Refused::Overloaded)?;
         callback.keep_allow(Bytes::from(verdict::allow_body(Some(&callback)).into_owned()));
     }
     let rule_index = policy.rule_index(&callback.subject());

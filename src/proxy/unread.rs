@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use http::{Method, request};
 
-use super::large::{NotDecoded, TOO_MANY};
-use super::{NO_MEMORY, Notes, Proxy, echoes, millis, time};
+use super::large::NotDecoded;
+use super::{Notes, Proxy, echoes, millis, time};
 use crate::callback::rejection::Rejection;
 use crate::callback::subject::Subject;
 use crate::callback::target::Target;
-use crate::cause::Cause;
+use crate::cause::{Cause, Overload};
 use crate::in_force::InForce;
 use crate::policy::{Answer, Decision};
 use crate::reply::Reply;
@@ -25,7 +25,7 @@ impl Proxy {
         notes: &mut Notes,
     ) -> Reply {
         let rejection = match fault {
-            ReadFault::Full => return self.unread(head, Cause::Overloaded, NO_MEMORY, in_force, notes),
+            ReadFault::Full(overload) => return self.overloaded(head, overload, in_force, notes),
             ReadFault::Ending => {
                 let detail = "the drain timeout came before the body";
                 return self.unread(head, Cause::Draining, detail, in_force, notes);
@@ -46,12 +46,24 @@ impl Proxy {
         notes: &mut Notes,
     ) -> Reply {
         let (cause, detail) = match why {
+            NotDecoded::TooMany => return self.overloaded(head, Overload::Decoding, in_force, notes),
             NotDecoded::Deadline => (Cause::Timeout, "the deadline came before the body was decoded"),
             NotDecoded::Cut => (Cause::Draining, "the drain timeout came before the body was decoded"),
-            NotDecoded::TooMany => (Cause::Overloaded, TOO_MANY),
             NotDecoded::Bug => (Cause::Invalid, "a bug of the guard: the body could not be decoded"),
         };
         self.unread(head, cause, detail, in_force, notes)
+    }
+
+    /// The answer to a callback for which there is no room.
+    pub(super) fn overloaded(
+        &self,
+        head: &request::Parts,
+        overload: Overload,
+        in_force: &InForce,
+        notes: &mut Notes,
+    ) -> Reply {
+        self.shared.metrics.overloaded(overload);
+        self.unread(head, Cause::Overloaded, overload.detail(), in_force, notes)
     }
 
     /// The answer to a callback whose body is not there, for want of room or of time: what the rule says that can be told by its command.

@@ -159,10 +159,11 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::held::Held;
+    use crate::held::{Accounts, Held, Identity};
 
     fn answer(held: &Held, bytes: &'static str) -> AnswerBody {
-        let mut share = held.nothing();
+        let account = Accounts::new(held.clone(), 8).open(Identity::of([127, 0, 0, 1].into(), None));
+        let mut share = account.nothing(None);
         share.grow_to(bytes.len()).expect("there is room");
         AnswerBody { bytes: Bytes::from_static(bytes.as_bytes()), share: Some(share) }
     }

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -18,13 +19,15 @@ use tokio_rustls::server::TlsStream;
 use super::answer::Unwritten;
 use super::frames::Frames;
 use super::rarely::Gate;
-use crate::held::{Held, Holding};
+use crate::cause::Overload;
+use crate::held::{Account, Holding};
 use crate::metrics::BadHttp;
 use crate::turns::Turn;
 use crate::wire;
 
-/// What may be read of a head over HTTP/1.1 before it counts among the bytes held: it is in a buffer that every connection has.
-const FREE_HEAD_BYTES: usize = 8 << 10;
+/// What may be read of a head over HTTP/1.1 before it counts among the bytes held: one read, which may have a body behind the
+/// head.
+const FREE_HEAD_BYTES: usize = 16 << 10;
 
 /// In which steps the memory that a connection keeps is counted. Below the first it is part of what every connection has.
 const SHARE_STEP: usize = 16 << 10;
@@ -137,7 +140,7 @@ impl Activity {
     }
 
     /// Counts memory that the connection keeps beside its callbacks.
-    fn keep(&self, bytes: usize, held: &Held) -> Result<(), crate::held::Full> {
+    fn keep(&self, bytes: usize, account: &Arc<Account>) -> Result<(), Overload> {
         let bytes = if bytes < SHARE_STEP { 0 } else { bytes.next_multiple_of(SHARE_STEP) };
         let mut share = self.share.borrow_mut();
         let kept = share.as_ref().map_or(0, Holding::bytes);
@@ -150,7 +153,7 @@ impl Activity {
         if bytes == 0 {
             return Ok(());
         }
-        share.get_or_insert_with(|| held.nothing()).grow_to(bytes)
+        share.get_or_insert_with(|| Arc::clone(account).nothing(None)).grow_to(bytes)
     }
 
     fn abandon(&self) {
@@ -328,7 +331,7 @@ pub(super) struct Watched {
     turn: Turn,
     /// Over HTTP/2.
     frames: Option<Box<Frames>>,
-    held: Held,
+    account: Arc<Account>,
     /// Callbacks and bytes of answers that the frames were credited with.
     credited: u64,
     written: usize,
@@ -340,11 +343,11 @@ impl Watched {
         activity: Rc<Activity>,
         limit: Duration,
         turn: Turn,
-        held: Held,
+        account: Arc<Account>,
     ) -> Watched {
         let frames = activity.h2.then(|| Box::new(Frames::new(activity.quiet_since.get())));
         let (timer, readable) = (None, Gate::new());
-        Watched { stream, activity, limit, timer, readable, turn, frames, held, credited: 0, written: 0 }
+        Watched { stream, activity, limit, timer, readable, turn, frames, account, credited: 0, written: 0 }
     }
 
     /// Reads into the buffer, or into its beginning where frames may begin.
@@ -366,16 +369,6 @@ impl Watched {
         let activity = &self.activity;
         let Some(frames) = &mut self.frames else {
             activity.unread_head.set(activity.unread_head.get() + bytes.len());
-            let head = activity.unread_head.get();
-            // A buffer that grows is as large again.
-            if activity.active.get() == 0
-                && head > FREE_HEAD_BYTES
-                && activity.keep(2 * head, &self.held).is_err()
-            {
-                return Err(
-                    activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held")
-                );
-            }
             return Ok(());
         };
         let begun = activity.begun.get();
@@ -386,13 +379,24 @@ impl Watched {
         let blocks = frames.blocks();
         frames.read(bytes, Instant::now).map_err(|abuse| activity.refuse(BadHttp::Flood, abuse.text()))?;
         let (head, pinned) = (frames.head_bytes(), frames.pinned_bytes());
-        if head > 0 && activity.keep(head + pinned, &self.held).is_err() {
+        if head > 0 && activity.keep(head + pinned, &self.account).is_err() {
             return Err(activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
         }
-        if head == 0 && frames.blocks() != blocks && activity.keep(pinned, &self.held).is_err() {
+        if head == 0 && frames.blocks() != blocks && activity.keep(pinned, &self.account).is_err() {
             activity.end(Ending::Crowded);
         }
         Ok(())
+    }
+
+    /// Whether more may be read of a head over HTTP/1.1 that did not end in what was read so far.
+    fn may_grow(&self) -> io::Result<()> {
+        let (activity, head) = (&self.activity, self.activity.unread_head.get());
+        if activity.h2 || activity.active.get() > 0 || head < FREE_HEAD_BYTES {
+            return Ok(());
+        }
+        // A buffer that grows is as large again.
+        let kept = activity.keep(2 * head, &self.account);
+        kept.map_err(|_| activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"))
     }
 
     /// Whether the caller owes us the rest of something, and how many heads it has sent before: over HTTP/1 a head that has
@@ -431,6 +435,7 @@ impl AsyncRead for Watched {
             return Poll::Pending;
         }
         ready!(this.turn.poll(cx));
+        this.may_grow()?;
         let before = buffer.filled().len();
         match this.read(cx, buffer) {
             Poll::Ready(Ok(())) => {

@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::drain::Drain;
+use crate::held::Held;
 use crate::tls::{self, SelfSigned, Tls};
 
 /// Answers each request with so many bytes.
@@ -22,7 +23,7 @@ struct Sized(usize);
 impl Handler for Sized {
     type Admitted = ();
 
-    fn admit(&self, _: &mut request::Parts) -> Option<()> {
+    fn admit(&self, _: &mut request::Parts, _: &Arc<Account>) -> Option<()> {
         Some(())
     }
 
@@ -58,7 +59,7 @@ async fn connection(limits: Limits, answer_bytes: usize, drain: &Drain) -> Strea
         handler: Rc::new(Sized(answer_bytes)),
         limits,
         turns: Rc::default(),
-        held: Held::new(1 << 20),
+        accounts: Accounts::new(Held::new(1 << 20), 8),
         metrics,
         drain: drain.watch(),
     };

@@ -78,7 +78,7 @@ fn leading_to(cause: Cause) -> Vec<Outcome> {
             answered(200, r#"{"nextCode":"x"}"#),
         ],
         Cause::RefusedByApp => vec![answered(200, r#"{"actionCode":1,"nextCode":1}"#)],
-        Cause::Overloaded => failed(Failure::Overloaded("too many")),
+        Cause::Overloaded => failed(Failure::Overloaded(crate::cause::Overload::RuleInFlight)),
         Cause::BreakerOpen => failed(Failure::BreakerOpen),
         Cause::Draining => failed(Failure::Draining),
     }

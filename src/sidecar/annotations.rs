@@ -64,7 +64,7 @@ const HOUR: u32 = 3600;
 pub const NOT_SET: &str = "";
 
 /// Every annotation under our prefix.
-pub const TABLE: [Annotation; 25] = [
+pub const TABLE: [Annotation; 26] = [
     field(
         "upstream-port",
         Kind::Port { least: 1 },
@@ -77,6 +77,13 @@ pub const TABLE: [Annotation; 25] = [
         Kind::OneOf(&["as-received", "path", "query"]),
         "as-received",
         "how the app wants its URLs: `proxy --upstream-form`",
+    ),
+    flag(
+        "upstream-reuse",
+        Kind::OneOf(&["true", "false"]),
+        "true",
+        "`false`: each callback has its own connection to the app, so no verdict can be that of another callback: `proxy \
+         --upstream-reuse`",
     ),
     field(
         "listen-port",
@@ -147,7 +154,8 @@ pub const TABLE: [Annotation; 25] = [
         "memory-limit",
         Kind::Memory,
         "256Mi",
-        "the memory limit; up to half of it holds callbacks and answers (`proxy --max-held`)",
+        "the memory limit; up to half of it holds callbacks and answers (`proxy --max-held`), up to a quarter connections \
+         (`proxy --max-connections`)",
     ),
     flag(
         "workers",

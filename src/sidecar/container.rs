@@ -37,6 +37,9 @@ pub(super) const GUARANTEED_CPU: &str = "1";
 /// container, and half of that is not ours.
 const HELD_IN_POD_LIMIT: &str = "128MiB";
 
+/// The connections in such a pod: what fits a quarter of 256 MiB, twice what is held, as `proxy` reckons it.
+const CONNECTIONS_IN_POD_LIMIT: usize = 1560;
+
 /// The container, to be the first of `initContainers`.
 pub(super) fn container() -> Node {
     let probe = |path: &str, period: i64, failures: i64| {
@@ -99,6 +102,7 @@ fn arguments() -> Vec<Node> {
         ]),
         // With a limit of the container's own, `proxy` follows that.
         only_if("pod-resources", text(format!("--max-held={HELD_IN_POD_LIMIT}"))),
+        only_if("pod-resources", text(format!("--max-connections={CONNECTIONS_IN_POD_LIMIT}"))),
         only_if("watch", joined(&["--policy-configmap=$(POD_NAMESPACE)/"], Part::Of("policy-configmap"))),
         only_if("watch", text(format!("--policy-cache={POLICY_CACHE_FOLDER}"))),
     ];

@@ -438,12 +438,15 @@ fn a_guaranteed_pod_stays_so_and_another_gets_no_cpu_limit_unasked() {
 }
 
 #[test]
-fn the_memory_for_callbacks_follows_the_containers_limit_unless_that_is_the_pods() {
-    let held = |pod: &Value| args(pod).into_iter().find(|arg| arg.starts_with("--max-held"));
-    assert_eq!(held(&app()), None);
-    assert_eq!(held(&annotated("memory-limit", "1Gi")), None);
+fn bounds_on_memory_follow_the_containers_limit_unless_that_is_the_pods() {
+    let bounds = |pod: &Value| {
+        let is_bound = |arg: &String| arg.starts_with("--max-held") || arg.starts_with("--max-connections=");
+        args(pod).into_iter().filter(is_bound).collect::<Vec<_>>()
+    };
+    assert_eq!(bounds(&app()), [""; 0]);
+    assert_eq!(bounds(&annotated("memory-limit", "1Gi")), [""; 0]);
     let of_pod = with("/spec/resources", json!({"limits": {"memory": "1Gi"}}));
-    assert_eq!(held(&of_pod), Some("--max-held=128MiB".to_owned()));
+    assert_eq!(bounds(&of_pod), ["--max-held=128MiB", "--max-connections=1560"]);
 }
 
 #[test]
@@ -504,6 +507,7 @@ fn every_annotation_takes_its_own_default_and_a_value_of_each_kind_acts() {
     for (name, value, shows) in [
         ("upstream-port", "3000", "--upstream=http://localhost:3000"),
         ("upstream-form", "query", "--upstream-form=query"),
+        ("upstream-reuse", "false", "--upstream-reuse=false"),
         ("listen-port", "8443", "\"containerPort\":8443"),
         ("admin-port", "9090", "[::]:9090"),
         ("policy-configmap", "mine", "$(POD_NAMESPACE)/mine"),

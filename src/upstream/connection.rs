@@ -12,14 +12,13 @@ use http::StatusCode;
 use socket2::SockRef;
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 
-use super::HELD;
 use super::delivery::TcpInfo;
 use super::dial::Dialer;
 use super::framing::{Chunks, Framing, Head, NoHead, parse_head};
 use super::outcome::Failure;
 use super::reuse::Usage;
 use super::stream::Stream;
-use crate::held::{Held, Holding};
+use crate::held::Holding;
 use crate::turns::Turn;
 use crate::verdict::Invalid;
 use crate::wire;
@@ -41,6 +40,8 @@ const READ_CHUNK: usize = 8 << 10;
 pub(super) struct Request<'b> {
     pub(super) head: Vec<u8>,
     pub(super) body: &'b [u8],
+    /// What its callback holds.
+    pub(super) share: &'b Holding,
 }
 
 /// A connection to the app, and what was read beyond what was asked for.
@@ -203,13 +204,13 @@ impl Connection {
         &mut self,
         framing: Framing,
         limit: usize,
-        held: &Held,
+        share: &Holding,
         mut turn: Turn,
     ) -> Result<(Bytes, Holding), Failure> {
         const CUT: Failure = Failure::Cut { at: "inside the body of its answer" };
         let too_large = || Failure::Invalid(Invalid::TooLarge { limit });
-        let mut holding = held.nothing_for_answer();
-        let mut hold = |bytes: usize| holding.grow_to(bytes).map_err(|_| Failure::Overloaded(HELD));
+        let mut holding = share.nothing_for_answer();
+        let mut hold = |bytes: usize| holding.grow_to(bytes).map_err(Failure::Overloaded);
         let body = match framing {
             Framing::Length(length) if length > limit => return Err(too_large()),
             Framing::Length(length) => {

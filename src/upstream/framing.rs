@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::HELD;
 use super::outcome::Failure;
 use crate::cancel;
 use crate::held::Holding;
@@ -210,7 +209,7 @@ fn gunzip(packed: &[u8], limit: usize, holding: &mut Holding) -> Result<Vec<u8>,
         if length == unpacked.capacity() {
             // One byte above the limit, to see whether there is one.
             let capacity = (2 * length).clamp(cancel::STRIDE, limit.max(cancel::STRIDE) + 1);
-            holding.grow_to(packed.len() + capacity).map_err(|_| Failure::Overloaded(HELD))?;
+            holding.grow_to(packed.len() + capacity).map_err(Failure::Overloaded)?;
             unpacked.reserve_exact(capacity - length);
         }
         unpacked.resize(unpacked.capacity().min(length + cancel::STRIDE), 0);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use super::framing::unpack;
-use crate::cause::Cause;
+use crate::cause::{Cause, Overload};
 use crate::held::{Holding, SMALL_BODY_BYTES, tie};
 use crate::verdict::{Findings, Invalid};
 
@@ -98,7 +98,7 @@ pub enum Failure {
     Invalid(Invalid),
     /// Too much is in flight or held.
     #[error("{0}")]
-    Overloaded(&'static str),
+    Overloaded(Overload),
     /// A whole answer came in time, and was not decoded in time.
     #[error("the app's answer came in time, and was not decoded before the deadline")]
     Undecoded,

@@ -22,6 +22,7 @@ use super::reuse::USES_LIMIT;
 use super::stream::Stream;
 use super::*;
 use crate::cause::Cause;
+use crate::held::{Accounts, Held, Identity};
 use crate::verdict::{Finding, Findings};
 
 const ALLOW: &str = r#"{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":0}"#;
@@ -226,7 +227,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn unpacked(coding: &str, body: &[u8]) -> Result<(Vec<u8>, String, bool), String> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_str(coding).expect("a value"));
-    let mut holding = Held::new(1 << 20).nothing_for_answer();
+    let mut holding = share_of(&Held::new(1 << 20)).nothing_for_answer();
     match unpack(&mut headers, Bytes::copy_from_slice(body), 1_000, &mut holding) {
         Ok((body, noticed)) => Ok((body.to_vec(), noticed.to_string(), headers.is_empty())),
         Err(failure) => {
@@ -269,7 +270,7 @@ fn gzip_is_unpacked_within_the_limit_and_no_other_coding_is() {
         assert_eq!(unpacked(coding, &deflated), Err(refused));
     }
     let mut none = HeaderMap::new();
-    let mut holding = Held::new(0).nothing_for_answer();
+    let mut holding = share_of(&Held::new(0)).nothing_for_answer();
     let plain = unpack(&mut none, Bytes::from_static(b"x"), 1_000, &mut holding).expect("nothing to do");
     assert_eq!((&plain.0[..], plain.1), (&b"x"[..], Findings::default()));
 }
@@ -279,7 +280,7 @@ fn unpacked_under(bound: usize, packed: &[u8]) -> (Result<usize, String>, usize)
     let held = Held::new(bound);
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    let mut holding = held.nothing_for_answer();
+    let mut holding = share_of(&held).nothing_for_answer();
     let result = unpack(&mut headers, Bytes::copy_from_slice(packed), 10 << 20, &mut holding);
     (result.map(|(body, _)| body.len()).map_err(|failure| failure.to_string()), held.bytes())
 }
@@ -392,7 +393,7 @@ impl App {
     }
 
     fn upstream(&self) -> Upstream {
-        upstream_at(self.address.clone(), Held::new(1 << 30))
+        upstream_at(self.address.clone())
     }
 
     fn connections(&self) -> usize {
@@ -402,11 +403,17 @@ impl App {
 
 /// An app at this address, with nothing known of it. Only the number of requests ends the use of a connection: tests may be
 /// slow.
-fn upstream_at(address: Address, held: Held) -> Upstream {
+fn upstream_at(address: Address) -> Upstream {
     let reuse = Arc::new(Reuse::new(true, Counter::default()));
-    let upstream = Upstream::new(address, (ANSWER_LIMIT, HEAD_LIMIT), held, reuse, Rc::default());
+    let upstream = Upstream::new(address, (ANSWER_LIMIT, HEAD_LIMIT), reuse, Rc::default());
     upstream.pool.borrow_mut().use_limit = Duration::MAX;
     upstream
+}
+
+/// What a callback has of these bytes.
+fn share_of(held: &Held) -> Holding {
+    let caller = Identity::of([127, 0, 0, 1].into(), None);
+    Accounts::new(held.clone(), 1).open(caller).nothing(None)
 }
 
 fn head_for(length: usize) -> Vec<u8> {
@@ -424,10 +431,20 @@ async fn ask_with(
     body: impl Into<Bytes>,
     ending: &dyn Fn() -> bool,
 ) -> Result<Answered, Failure> {
-    let body = body.into();
+    ask_under(upstream, body, ending, &Held::new(1 << 30)).await
+}
+
+/// Asks under a bound on bytes held.
+async fn ask_under(
+    upstream: &Upstream,
+    body: impl Into<Bytes>,
+    ending: &dyn Fn() -> bool,
+    held: &Held,
+) -> Result<Answered, Failure> {
+    let (body, share) = (body.into(), share_of(held));
     let (until, refused) = (Instant::now() + Duration::from_secs(30), Cell::new(false));
     let patience = Patience { now: Instant::now(), until, ending, refused: &refused };
-    let exchange = upstream.exchange(head_for(body.len()), &body, patience);
+    let exchange = upstream.exchange(head_for(body.len()), &body, &share, patience);
     let exchange = tokio::time::timeout(Duration::from_secs(30), exchange);
     let received = tokio::select! {
         biased;
@@ -496,20 +513,9 @@ async fn a_second_answer_is_not_that_to_the_next_request_and_ends_all_reuse() {
     let found = Counter::default();
     let reuse = Arc::new(Reuse::new(true, found.clone()));
     // Another worker of the same process.
-    let other = Upstream::new(
-        app.address.clone(),
-        (ANSWER_LIMIT, HEAD_LIMIT),
-        Held::new(1 << 20),
-        Arc::clone(&reuse),
-        Rc::default(),
-    );
-    let upstream = Upstream::new(
-        app.address.clone(),
-        (ANSWER_LIMIT, HEAD_LIMIT),
-        Held::new(1 << 20),
-        reuse,
-        Rc::default(),
-    );
+    let other =
+        Upstream::new(app.address.clone(), (ANSWER_LIMIT, HEAD_LIMIT), Arc::clone(&reuse), Rc::default());
+    let upstream = Upstream::new(app.address.clone(), (ANSWER_LIMIT, HEAD_LIMIT), reuse, Rc::default());
     let body = async |upstream: &Upstream, body: &'static str| {
         String::from_utf8(ask(upstream, body).await.expect("an answer").body.to_vec()).expect("text")
     };
@@ -531,13 +537,8 @@ async fn bytes_on_a_new_connection_are_no_answer_and_nothing_is_sent() {
     let listener = UnixListener::bind(greeting_path()).expect("a socket");
     let found = Counter::default();
     let reuse = Arc::new(Reuse::new(false, found.clone()));
-    let upstream = Upstream::new(
-        Address::Unix(greeting_path()),
-        (ANSWER_LIMIT, HEAD_LIMIT),
-        Held::new(1 << 20),
-        reuse,
-        Rc::default(),
-    );
+    let upstream =
+        Upstream::new(Address::Unix(greeting_path()), (ANSWER_LIMIT, HEAD_LIMIT), reuse, Rc::default());
     let app = thread::spawn(move || {
         let mut got = Vec::new();
         for _ in 0..200 {
@@ -666,7 +667,8 @@ async fn bytes_written_to_a_connection_that_was_closed_before_are_proved_unread(
         is_closed.recv().expect("the app runs");
         wait_until_closed(&connection);
         let body = vec![b'x'; size];
-        let request = Request { head: head_for(size), body: &body };
+        let share = share_of(&Held::new(1 << 20));
+        let request = Request { head: head_for(size), body: &body, share: &share };
         let ended = upstream.run(connection, &request, Instant::now()).await.err();
         assert!(matches!(ended, Some(Ended::Unread)), "{size} bytes");
     }
@@ -808,14 +810,13 @@ async fn a_reset_before_an_answer_is_unreachable_and_nothing_is_sent_again() {
 #[tokio::test]
 async fn an_app_that_is_not_there_is_unreachable() {
     let free = TcpListener::bind("127.0.0.1:0").expect("loopback").local_addr().expect("bound");
-    let held = || Held::new(1 << 20);
     for address in [
         Address::Ip(free),
         Address::Name("app.invalid".to_owned(), 80),
         Address::Unix("/nowhere/app.sock".into()),
     ] {
         let text = address.to_string();
-        let outcome = ask(&upstream_at(address, held()), "callback").await;
+        let outcome = ask(&upstream_at(address), "callback").await;
         let failure = outcome.expect_err("nobody answers");
         assert_eq!(failure.cause(), Cause::Unreachable);
         assert!(failure.to_string().starts_with(&format!("{text} cannot be reached: ")), "{failure}");
@@ -944,8 +945,8 @@ async fn an_answer_is_held_within_the_process_s_bound_and_given_back() {
         [("x".repeat(100), "200 100"), ("x".repeat(101), "the bytes held are at --max-held")]
     {
         let app = App::saying(answer("", &body));
-        let upstream = upstream_at(app.address.clone(), held.clone());
-        assert_eq!(words(&ask(&upstream, "callback").await), expected);
+        let upstream = upstream_at(app.address.clone());
+        assert_eq!(words(&ask_under(&upstream, "callback", &|| true, &held).await), expected);
         assert_eq!(held.bytes(), 0);
     }
 }
@@ -1000,7 +1001,7 @@ async fn a_unix_socket_is_as_good_as_an_address() {
             closed.send(()).expect("the test listens");
         }
     });
-    let upstream = upstream_at(Address::Unix(path.clone()), Held::new(1 << 20));
+    let upstream = upstream_at(Address::Unix(path.clone()));
     for last in [false, true, true] {
         assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
         assert_eq!(upstream.kept(), 1);
@@ -1010,7 +1011,8 @@ async fn a_unix_socket_is_as_good_as_an_address() {
     }
     // Closed before a byte was written: nothing went out.
     let connection = upstream.pool.borrow_mut().pop();
-    let request = Request { head: head_for(8), body: b"callback" };
+    let share = share_of(&Held::new(1 << 20));
+    let request = Request { head: head_for(8), body: b"callback", share: &share };
     assert!(matches!(upstream.run(connection, &request, Instant::now()).await, Err(Ended::Unread)));
     app.join().expect("the app is content");
     std::fs::remove_file(path).expect("the socket's file");
@@ -1048,7 +1050,7 @@ fn answering_once(listener: TcpListener) -> thread::JoinHandle<()> {
 async fn an_app_that_was_there_a_moment_ago_is_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = listener.local_addr().expect("bound");
-    let upstream = upstream_at(Address::Ip(address), Held::new(1 << 20));
+    let upstream = upstream_at(Address::Ip(address));
     let app = answering_once(listener);
     assert_eq!(words(&ask(&upstream, "callback").await), "200 allow");
     app.join().expect("the app is content");
@@ -1070,7 +1072,7 @@ async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = Address::Ip(listener.local_addr().expect("bound"));
     drop(listener);
-    let upstream = upstream_at(address, Held::new(1 << 20));
+    let upstream = upstream_at(address);
     let looks = Cell::new(0);
     let ending = || {
         looks.set(looks.get() + 1);
@@ -1088,7 +1090,8 @@ async fn an_app_that_never_was_or_that_ends_with_its_pod_or_is_gone_for_long_is_
         looks.set(0);
         let (until, refused) = (Instant::now() + Duration::from_secs(wait), Cell::new(false));
         let patience = Patience { now: Instant::now(), until, ending: &ending, refused: &refused };
-        let outcome = upstream.exchange(head_for(body.len()), &body, patience).await;
+        let share = share_of(&Held::new(1 << 20));
+        let outcome = upstream.exchange(head_for(body.len()), &body, &share, patience).await;
         let outcome = outcome.and_then(Received::unpack);
         assert_eq!((words(&outcome).as_str(), looks.get()), ("unreachable", looked), "{presence:?} {wait}");
     }
@@ -1121,7 +1124,7 @@ async fn lost(loss: Loss, reset: bool, patience: Duration) -> Lost {
     reserved.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("loopback");
     let address = reserved.local_addr().expect("bound").as_socket().expect("TCP");
     let listener = TcpListener::bind(address).expect("its port is not listened on");
-    let upstream = upstream_at(Address::Ip(address), Held::new(1 << 20));
+    let upstream = upstream_at(Address::Ip(address));
     let app = thread::spawn(move || {
         let mut peer = Peer(BufReader::new(listener.accept().expect("a connection").0));
         assert_eq!(peer.request().as_deref(), Some("callback"));
@@ -1144,7 +1147,9 @@ async fn lost(loss: Loss, reset: bool, patience: Duration) -> Lost {
     let (until, refused) = (Instant::now() + patience, Cell::new(false));
     let patience = Patience { now: Instant::now(), until, ending: &ending, refused: &refused };
     let body = Bytes::from_static(b"callback");
-    let outcome = upstream.exchange(head_for(body.len()), &body, patience).await.and_then(Received::unpack);
+    let share = share_of(&Held::new(1 << 20));
+    let outcome =
+        upstream.exchange(head_for(body.len()), &body, &share, patience).await.and_then(Received::unpack);
     assert!(!refused.get(), "its callback was sent: a deadline finds no refusal");
     let next = app.join().expect("the app is content").or(back.take()).and_then(|listener| {
         listener.set_nonblocking(true).expect("a socket");
@@ -1239,7 +1244,7 @@ fn stop(listener: TcpListener) {
 }
 
 fn on_loopback(port: u16) -> Upstream {
-    upstream_at(Address::Loopback(port), Held::new(1 << 20))
+    upstream_at(Address::Loopback(port))
 }
 
 #[tokio::test]
@@ -1273,7 +1278,7 @@ async fn an_address_in_digits_is_dialed_alone() {
         let [named, other] = sockets;
         let address = Address::Ip(named.local_addr().expect("bound").as_socket().expect("TCP"));
         let other = listening(other);
-        let upstream = upstream_at(address.clone(), Held::new(1 << 20));
+        let upstream = upstream_at(address.clone());
         assert_eq!(words(&ask(&upstream, "callback").await), "unreachable", "{address}");
         // Its twin: the same port as localhost is reached.
         let app = answering(other, 1);

@@ -205,7 +205,9 @@ async fn five_hundred_streams_of_one_connection_are_all_answered() {
     let gate = Gate::closed();
     let acts = vec![Act::Wait(gate.clone()), Act::json(crate::support::app::ALLOW)];
     let app = App::start(move |_| acts.clone());
-    let guard = Guard::with("defaults: {callerTimeout: 15s, timeout: 14s}").upstream(&app).start();
+    // One caller's share of so many, for one command, is 1,280.
+    let guard = Guard::with("defaults: {callerTimeout: 15s, timeout: 14s}").upstream(&app);
+    let guard = guard.flag("--max-in-flight", "2000").start();
     let mut caller = Caller::h2(&guard).await;
     let mut callbacks = JoinSet::new();
     for _ in 0..600 {

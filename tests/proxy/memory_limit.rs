@@ -49,7 +49,7 @@ async fn the_bound_follows_the_memory_limit_without_a_restart_and_loses_nothing(
     assert_eq!(guard.metric(BOUND), 2.0 * MIB);
     let of = |kib: usize| Call::new(COMMAND).with("content", "x".repeat(kib << 10));
     let (mut first, mut second) = (Caller::h2(&guard).await, Caller::h1(&guard).await);
-    let under_way = tokio::spawn(first.begin(&of(1500)));
+    let under_way = tokio::spawn(first.begin(&of(1200)));
     app.wait_for_asked(1).await;
     limit(&container, "2097152\n");
     guard.wait_for_metric(BOUND, MIB).await;
@@ -58,11 +58,11 @@ async fn the_bound_follows_the_memory_limit_without_a_restart_and_loses_nothing(
     gate.open();
     assert_eq!(within("an answer", under_way).await.expect("no panic").expect("an answer").told(), UPSTREAM);
     guard.wait_for_metric("callback_guard_held_bytes", 0.0).await;
-    assert_eq!(second.send(&of(900)).await.told(), UPSTREAM);
-    assert_eq!(second.send(&of(1500)).await.told(), "allow fallback overloaded");
+    assert_eq!(second.send(&of(600)).await.told(), UPSTREAM);
+    assert_eq!(second.send(&of(1200)).await.told(), "allow fallback overloaded");
     limit(&container, "4194304\n");
     guard.wait_for_metric(BOUND, 2.0 * MIB).await;
-    assert_eq!(second.send(&of(1500)).await.told(), UPSTREAM);
+    assert_eq!(second.send(&of(1200)).await.told(), UPSTREAM);
     guard.wait_for_log(|line| line.contains("\"memory_limit\":\"4MiB\""));
     let lines = guard.log_lines();
     let changes = lines.iter().filter(|line| line.contains("memory limit")).map(|line| {

@@ -623,7 +623,8 @@ async fn large_callbacks_and_answers_travel_whole() {
     let filler = "0123456789abcdef".repeat(128 << 10);
     let answer = Bytes::from(format!("{{\"actionCode\":0,\"errMsg\":\"{filler}\",\"nextCode\":0}}"));
     let app = App::answering(answer.clone());
-    let guard = Guard::with(PATIENT).upstream(&app).start();
+    let guard = Guard::with(PATIENT).upstream(&app).flag("--max-request-size", "8MiB");
+    let guard = guard.flag("--max-answer-size", "8MiB").start();
     for mut caller in [Caller::h1(&guard).await, Caller::h2(&guard).await] {
         for _ in 0..3 {
             let call = Call::new(COMMAND).with("content", filler.clone());
@@ -641,7 +642,7 @@ async fn large_callbacks_and_answers_travel_whole() {
 async fn an_app_that_answers_before_it_has_read_everything_is_listened_to() {
     let deny = r#"{"actionCode":0,"errCode":5001,"errMsg":"too long","errDlt":"","nextCode":1}"#;
     let app = App::greeting(vec![Act::Begin, Act::answer("413 Too Large", &[], deny), Act::Deafness]);
-    let guard = Guard::with(PATIENT).upstream(&app).start();
+    let guard = Guard::with(PATIENT).upstream(&app).flag("--max-request-size", "8MiB").start();
     let call = Call::new(COMMAND).with("content", "x".repeat(7 << 20));
     let answer = Caller::h2(&guard).await.send(&call).await;
     assert_eq!((answer.told().as_str(), answer.text().as_str()), ("deny upstream -", deny));
@@ -737,17 +738,19 @@ async fn bytes_held_over_their_bound_are_an_overload() {
     let app = App::start(move |_| acts.clone());
     let policy = "defaults: {callerTimeout: 15s, timeout: 14s}\nrules:\n  - {name: denied, match: {phase: [Before]}, fallback: Deny}";
     let guard = Guard::with(policy).flag("--max-held", "1MiB").upstream(&app).start();
-    let large = || "x".repeat(700 << 10);
+    let large = || "x".repeat(500 << 10);
     let mut holder = Caller::h2(&guard).await;
     let held = tokio::spawn(holder.begin(&Call::new(COMMAND).with("content", large())));
     app.wait_for_asked(1).await;
-    assert!(guard.metric("callback_guard_held_bytes") > 700_000.0);
+    assert!(guard.metric("callback_guard_held_bytes") > 500_000.0);
     for mut caller in [Caller::h1(&guard).await, Caller::h2(&guard).await] {
         let call = Call::new(COMMAND).with("content", large());
         let answer = caller.send(&call).await;
         assert_eq!((answer.status, answer.told().as_str()), (200, "deny fallback overloaded"));
         assert_eq!(openim_verdict(&answer.body), OpenIm::Denied(5100));
-        assert_eq!(guard.decision(&call.operation_id())["detail"], "the bytes held are at --max-held");
+        let detail =
+            "the bytes held for this caller's callbacks of this command are at their share of --max-held";
+        assert_eq!(guard.decision(&call.operation_id())["detail"], detail);
         let other = Call::new("callbackAfterSendSingleMsgCommand").with("content", large());
         assert_eq!(caller.send(&other).await.told(), "allow fallback overloaded");
         // There is nothing to echo, and a plain allow would wipe the group.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -118,6 +119,16 @@ impl Caller {
     /// A connection over HTTP/2.
     pub(crate) async fn h2(guard: &Guard) -> Caller {
         Caller::over(secure(guard, Authority::common().trusted_by(&["h2"], None)).await).await
+    }
+
+    /// A connection over HTTP/2 from another address of loopback.
+    pub(crate) async fn h2_from(guard: &Guard, source: Ipv4Addr) -> Caller {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((source, 0).into()).expect("all of 127.0.0.0/8 is loopback");
+        let stream = within("a connection", socket.connect(guard.listen())).await.expect("it listens");
+        stream.set_nodelay(true).expect("a socket");
+        let config = Authority::common().trusted_by(&["h2"], None);
+        Caller::over(handshake(stream, config).await.expect("a handshake")).await
     }
 
     /// A connection over the protocol that ALPN chose.
@@ -224,7 +235,10 @@ pub(crate) async fn secure(guard: &Guard, config: Arc<ClientConfig>) -> TlsStrea
 
 /// As [`secure`], where the handshake may fail.
 pub(crate) async fn try_secure(guard: &Guard, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
-    let stream = plain(guard).await;
+    handshake(plain(guard).await, config).await
+}
+
+async fn handshake(stream: TcpStream, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").expect("a name");
     within("a handshake", TlsConnector::from(config).connect(name, stream)).await
 }

@@ -59,6 +59,8 @@
 {{- if hasKey $kinds $key -}}
 {{- /* In YAML the bare word off is false. */ -}}
 {{- if and (eq $key "log-level") (kindIs "bool" $value) (not $value) }}{{ $value = "off" }}{{ end -}}
+{{- /* And true and false need no quotes here. */ -}}
+{{- if and (kindIs "bool" $value) (has "true" (default list (get $kinds $key).words)) }}{{ $value = toString $value }}{{ end -}}
 {{- with include "callback-guard.setting" (dict "read" $read "name" $path "value" $value "kind" (get $kinds $key)) -}}
 {{- $_ := set $settings $key . -}}
 {{- end -}}

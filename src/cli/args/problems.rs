@@ -112,6 +112,16 @@ impl Problems {
         })
     }
 
+    pub(super) fn optional_count(
+        &mut self,
+        flag: &str,
+        text: &str,
+        least: usize,
+        most: usize,
+    ) -> Option<Option<usize>> {
+        if text.is_empty() { Some(None) } else { self.count(flag, text, least, most).map(Some) }
+    }
+
     pub(super) fn format(&mut self, text: &str) -> Option<check::Format> {
         let formats = [("text", check::Format::Text), ("json", check::Format::Json)];
         self.read("--format", text, |text| one_of(text, &formats))

@@ -28,6 +28,17 @@ pub(super) const MAX_ADMIN_CONNECTIONS: &str = "256";
 /// Default of `--admin-timeout`: probes are done in milliseconds, and a slow port-forward in seconds.
 pub(super) const ADMIN_TIMEOUT: &str = "10s";
 
+/// Default of `--max-request-size`. The largest request that OpenIM v3.8.3 sent in a run of all its commands has 2,152 bytes:
+/// `callbackBeforeGroupOnlinePushCommand` about a new group, 245 bytes for each member that is named. OpenIM itself has no limit. With 2 MiB such a
+/// notification may name 8,000 members, and a `userIDList` 150,000 users with IDs of ten digits (30,000 with the longest, of 64
+/// letters).
+pub(super) const MAX_REQUEST_SIZE: &str = "2MiB";
+
+/// Default of `--max-answer-size`. The largest answers replace or echo a list of the request (`userIDList` of
+/// `callbackBeforeOfflinePushCommand`, `users` of `callbackBeforeUserRegisterCommand`: 135 bytes a user, 15,000 users) and are no larger
+/// than it. The largest published example has 279 bytes.
+pub(super) const MAX_ANSWER_SIZE: &str = "2MiB";
+
 /// The least that `--max-held` may be, bytes.
 pub const LEAST_HELD: usize = MIB;
 
@@ -44,6 +55,9 @@ pub(super) const LOG_FORMATS: [(&str, Format); 2] = [("json", Format::Json), ("t
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const MIB: usize = 1 << 20;
+
+/// The most that a flag may count.
+const MOST: usize = 1_000_000;
 
 macro_rules! proxy_args {
     ($($(#[doc = $doc:literal])+ $field:ident $flag:literal $env:literal $value:literal $default:expr;)*) => {
@@ -118,17 +132,19 @@ proxy_args! {
     client_ca "client-ca" "CALLBACK_GUARD_CLIENT_CA" "FILE" "";
     /// File with one user:password a line; watched. OpenIM sends those of webhooks.url
     basic_auth_file "basic-auth-file" "CALLBACK_GUARD_BASIC_AUTH_FILE" "FILE" "";
-    /// Open connections of callers; at the limit the longest idle one is closed for a new one
-    max_connections "max-connections" "CALLBACK_GUARD_MAX_CONNECTIONS" "COUNT" "10000";
-    /// Callbacks put to the app at once; further ones are answered by the fallback for `overloaded`
+    /// Open connections of callers; at the limit the longest idle one is closed for a new one [default: what fits a quarter of the
+    /// container's memory limit at the start, 42KiB each, at most 10000; 10000 without one]
+    max_connections "max-connections" "CALLBACK_GUARD_MAX_CONNECTIONS" "COUNT" "";
+    /// Callbacks put to the app at once, of which a caller and a command have shares; further ones are answered by the
+    /// fallback for `overloaded`
     max_in_flight "max-in-flight" "CALLBACK_GUARD_MAX_IN_FLIGHT" "COUNT" "1024";
-    /// Memory for callbacks in progress; beyond it, the fallback for `overloaded` [default: half of the container's memory
+    /// Memory for callbacks in progress, shared in the same way; beyond it, the fallback for `overloaded` [default: half of the container's memory
     /// limit, followed when it changes; 256MiB without one]
     max_held "max-held" "CALLBACK_GUARD_MAX_HELD" "SIZE" "";
     /// Body of a callback
-    max_request_size "max-request-size" "CALLBACK_GUARD_MAX_REQUEST_SIZE" "SIZE" "8MiB";
+    max_request_size "max-request-size" "CALLBACK_GUARD_MAX_REQUEST_SIZE" "SIZE" MAX_REQUEST_SIZE;
     /// Body of the app's answer
-    max_answer_size "max-answer-size" "CALLBACK_GUARD_MAX_ANSWER_SIZE" "SIZE" "8MiB";
+    max_answer_size "max-answer-size" "CALLBACK_GUARD_MAX_ANSWER_SIZE" "SIZE" MAX_ANSWER_SIZE;
     /// Head of a callback, with 32 bytes added for each field; the operation ID may have 64 KiB on top, as OpenIM joins up
     /// to 500 of them
     max_header_size "max-header-size" "CALLBACK_GUARD_MAX_HEADER_SIZE" "SIZE" "16KiB";
@@ -187,8 +203,8 @@ pub struct Proxy {
     pub admin_limits: admin::Limits,
     /// `--workers`
     pub workers: usize,
-    /// `--max-connections`
-    pub max_connections: usize,
+    /// `--max-connections`; `None`: what fits the container's memory limit.
+    pub max_connections: Option<usize>,
     /// `--max-in-flight`
     pub max_in_flight: usize,
     /// `--max-held`, bytes; `None`: half of the container's memory limit.
@@ -256,8 +272,8 @@ impl ProxyArgs {
         let policy_cache = policy_cache(self, problems);
         let require_policy = problems.switch("--require-policy", &self.require_policy);
         let workers = problems.count("--workers", &self.workers, 1, 64);
-        let max_connections = problems.count("--max-connections", &self.max_connections, 1, 1_000_000);
-        let max_in_flight = problems.count("--max-in-flight", &self.max_in_flight, 1, 1_000_000);
+        let max_connections = problems.optional_count("--max-connections", &self.max_connections, 1, MOST);
+        let max_in_flight = problems.count("--max-in-flight", &self.max_in_flight, 1, MOST);
         let max_held = problems.optional_size("--max-held", &self.max_held, LEAST_HELD, usize::MAX / 2);
         let max_request_size = problems.size("--max-request-size", &self.max_request_size, 1024, 1024 * MIB);
         let max_answer_size = problems.size("--max-answer-size", &self.max_answer_size, 1024, 1024 * MIB);

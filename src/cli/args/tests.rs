@@ -60,7 +60,8 @@ fn the_defaults_are_those_of_the_help() {
     assert_eq!(proxy.max_held, None);
     assert!(proxy.upstream_reuse);
     assert_eq!(proxy.max_connection_age, Duration::from_secs(600));
-    assert_eq!((proxy.max_connections, proxy.max_in_flight, proxy.workers), (10_000, 1024, 1));
+    assert_eq!((proxy.max_connections, proxy.max_in_flight, proxy.workers), (None, 1024, 1));
+    assert_eq!((proxy.max_request_size, proxy.max_answer_size), (2 << 20, 2 << 20));
     assert_eq!((proxy.log_level, proxy.log_format), (LevelFilter::INFO, Format::Json));
     assert_eq!(proxy.listen, None);
 }

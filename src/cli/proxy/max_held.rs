@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) const WITHOUT_LIMIT: usize = 256 << 20;
 
 /// The other half of the container's memory is for connections, policies and the program itself.
-fn bound(memory_limit: Option<u64>) -> usize {
+pub(super) fn bound(memory_limit: Option<u64>) -> usize {
     let half = |limit: u64| usize::try_from(limit / 2).unwrap_or(usize::MAX / 2);
     memory_limit.map_or(WITHOUT_LIMIT, half).max(LEAST_HELD)
 }

@@ -48,11 +48,11 @@ impl Threads {
         let (shared, drain, limits) = (Arc::clone(&self.shared), self.drain.clone(), self.limits.clone());
         start("worker", dead, move || {
             let metrics = Arc::clone(&shared.metrics);
-            let held = shared.held.clone();
+            let accounts = shared.accounts.clone();
             let handler = Rc::new(Proxy::new(shared, drain.clone()));
             let (keeper, turns) = (Rc::clone(&handler), handler.turns());
             let (over, counted) = (drain.clone(), Arc::clone(&metrics));
-            let server = Rc::new(Server { handler, limits, turns, held, metrics, drain });
+            let server = Rc::new(Server { handler, limits, turns, accounts, metrics, drain });
             local_runtime().block_on(async {
                 drop(starting);
                 tokio::select! {

@@ -448,6 +448,7 @@ fn annotation() -> impl Strategy<Value = (String, Value)> {
     let good = [
         ("upstream-port", &["3000", "65535", "08080"][..]),
         ("upstream-form", &["path", "query"]),
+        ("upstream-reuse", &["true", "false"]),
         ("listen-port", &["8443", "9100", "3000"]),
         ("admin-port", &["9090", "9100"]),
         ("policy-configmap", &["mine"]),
@@ -470,6 +471,7 @@ fn annotation() -> impl Strategy<Value = (String, Value)> {
     let bad = [
         ("upstream-port", &["0", "18443"][..]),
         ("upstream-form", &["Path"]),
+        ("upstream-reuse", &["False", "0"]),
         ("listen-port", &["19090", "80"]),
         ("admin-port", &["18443"]),
         ("policy-configmap", &["Mine"]),

@@ -192,6 +192,7 @@ fn no_policy_costs_more_than_a_hundredth_of_the_budget_for_a_pod_of_20_container
     for row in callback_guard::sidecar::annotations::settings() {
         let value = match row.name {
             "upstream-form" => "query",
+            "upstream-reuse" => "false",
             "policy-source" => "watch",
             "image-pull-policy" => "Always",
             "image" => IMAGE,
