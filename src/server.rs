@@ -210,7 +210,7 @@ impl<H: Handler> Server<H> {
 
     async fn connection(
         self: Rc<Self>,
-        secure: TlsStream<Caller>,
+        secure: Box<TlsStream<Caller>>,
         peer: SocketAddr,
         registered: &Registered,
     ) {
@@ -222,7 +222,7 @@ impl<H: Handler> Server<H> {
         registered.watch(&activity);
         let turn = Turn::new(Rc::clone(&self.turns));
         let limit = self.limits.header_timeout;
-        let io = Watched::new(secure, Rc::clone(&activity), limit, turn, Arc::clone(&account));
+        let io = Watched::new(*secure, Rc::clone(&activity), limit, turn, Arc::clone(&account));
         let io = TokioIo::new(io);
         let service = {
             let (server, activity) = (Rc::clone(&self), Rc::clone(&activity));

@@ -61,7 +61,9 @@ const OTHER_FILES: usize = 64;
 /// How long an answer may wait to be taken: the longest OpenIM waits (15 s), and a little more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection may stay without a first request. Go closes what was idle for 90 s, so none of its own gets there.
+/// How long a connection may stay without a first request. Go's default closes an idle connection after 90 s. OpenIM's client has
+/// no such limit, and keeps two connections that it opened for callbacks which then went over others; it takes their end well
+/// unless it sends a callback in this very moment.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often the end looks whether it is over.

@@ -255,7 +255,7 @@ impl Acceptor {
             let done = handshake(stream, &acceptor.tls, &turns);
             let done = timeout(acceptor.limits.handshake_timeout, done).await;
             let mut secure = match done.unwrap_or(Err(HandshakeFailure::Timeout)) {
-                Ok(secure) => secure,
+                Ok(secure) => Box::new(secure),
                 Err(failure) => {
                     acceptor.metrics.handshake_failed(failure);
                     return log_failed(failure, peer);

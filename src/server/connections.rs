@@ -1,11 +1,11 @@
 //! The open connections of one worker: which of them makes room for a new one, which stayed without a request, and which
 //! pins the most memory.
 //!
-//! Go does not repeat a POST that was lost on a kept connection, so the order matters. A connection that sent no request within a
-//! second goes first: nothing is lost with it. Then the longest idle one: Go closes what was idle for 90 s by itself, so
-//! one that served within that time is the last choice of these. One that came within this second has its chance
-//! before it goes. Otherwise whoever fills all places, and then opens further connections, would push out each newcomer
-//! before its first request. One with a request in hand makes room for nobody.
+//! Go does not repeat a POST that was lost on a kept connection over HTTP/1.1, so the order matters. A connection that sent no
+//! request within a second goes first: nothing is lost with it. Then the longest idle one: the longer it has been idle, the less
+//! likely is the next request to be on its way. One that came within this second has its chance before it goes.
+//! Otherwise whoever fills all places, and then opens further connections, would push out each newcomer before its first
+//! request. One with a request in hand makes room for nobody.
 //!
 //! A callback costs nothing here: what a connection is doing is read from its [`Activity`] when somebody asks.
 

@@ -1,4 +1,4 @@
-//! What of a connection's life takes a quarter of an hour at the command line, in milliseconds.
+//! What of a connection's life takes minutes at the command line, in milliseconds.
 
 use std::time::Instant;
 
@@ -137,9 +137,26 @@ async fn an_answer_that_is_not_taken_in_time_ends_its_connection_a_byte_now_and_
 async fn an_idle_connection_past_its_age_is_closed_after_the_idle_timeout_and_not_before() {
     let work = async {
         let (drain, _watch) = Drain::new(Instant::now());
-        let idle = |timeout| limits(Duration::from_millis(1), timeout, HOUR);
-        let mut long = connection(idle(HOUR), 0, &drain).await;
-        let mut short = connection(idle(Duration::from_millis(50)), 0, &drain).await;
+        let past_its_age = Limits { connection_age: Duration::from_millis(1), ..limits(HOUR, HOUR, HOUR) };
+        let mut long = connection(past_its_age.clone(), 0, &drain).await;
+        let short = Limits { idle_timeout: Duration::from_millis(50), ..past_its_age };
+        let mut short = connection(short, 0, &drain).await;
+        let mut byte = [0];
+        let end = timeout(Duration::from_secs(30), short.read(&mut byte)).await;
+        assert_eq!(end.expect("50 ms have passed").expect("a clean end"), 0);
+        assert!(timeout(Duration::ZERO, long.read(&mut byte)).await.is_err(), "an hour has not passed");
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before() {
+    let work = async {
+        let (drain, _watch) = Drain::new(Instant::now());
+        let patient = limits(HOUR, HOUR, HOUR);
+        let mut long = connection(patient.clone(), 0, &drain).await;
+        let short = Limits { first_request_timeout: Duration::from_millis(50), ..patient };
+        let mut short = connection(short, 0, &drain).await;
         let mut byte = [0];
         let end = timeout(Duration::from_secs(30), short.read(&mut byte)).await;
         assert_eq!(end.expect("50 ms have passed").expect("a clean end"), 0);

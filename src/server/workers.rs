@@ -25,7 +25,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A connection whose handshake is done.
 pub(super) struct Arrival {
-    pub(super) secure: TlsStream<Caller>,
+    /// Boxed: each task that it passes through would hold its two kilobytes once more.
+    pub(super) secure: Box<TlsStream<Caller>>,
     pub(super) peer: SocketAddr,
     pub(super) accepted: Instant,
     pub(super) permit: Option<OwnedSemaphorePermit>,
