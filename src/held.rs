@@ -16,9 +16,12 @@ mod pool;
 /// Up to this size an answer is not tied to its share: there are no more small ones than callbacks in flight.
 pub const SMALL_BODY_BYTES: usize = 8 << 10;
 
-/// What a callback takes from its first byte to the last of its answer, beside its head and bodies: stream, tasks, frames and the
-/// answer's head. Measured over HTTP/2: 10 to 12 KiB.
-pub const CALLBACK_BYTES: usize = 12 << 10;
+/// What a callback takes from its first byte to the last of its answer, beside its head and large bodies: stream, tasks, frames
+/// and the answer's head, measured over HTTP/2 as 10 to 12 KiB; and a body of [`FREE_BODY_BYTES`] each way.
+pub const CALLBACK_BYTES: usize = 16 << 10;
+
+/// A body of this size, or the beginning of a larger one, is counted with its callback: nearly all have less.
+pub const FREE_BODY_BYTES: usize = 2 << 10;
 
 /// The count, shared by all threads.
 #[derive(Clone, Debug)]
@@ -120,6 +123,11 @@ impl Holding {
         let less = self.bytes.saturating_sub(bytes);
         self.bytes -= less;
         self.account.held().shared.bytes.give_back(less, &self.account.bytes, self.command);
+    }
+
+    /// Makes the share as large as `before`, and a body of so many bytes.
+    pub fn grow_with_body(&mut self, before: usize, body: usize) -> Result<(), Overload> {
+        if body <= FREE_BODY_BYTES { Ok(()) } else { self.grow_to(before + body - FREE_BODY_BYTES) }
     }
 
     /// Makes the share this large; it never shrinks here. At the bound nothing changes. An answer has the bound of the process

@@ -16,7 +16,7 @@ use crate::callback::rejection::Rejection;
 use crate::callback::target::UpstreamForm;
 use crate::callback::{Callback, OPERATION_ID, OPERATION_ID_LIMIT};
 use crate::cause::Overload;
-use crate::held::{CALLBACK_BYTES, Holding};
+use crate::held::{CALLBACK_BYTES, FREE_BODY_BYTES, Holding};
 use crate::reply::Reply;
 use crate::verdict::Verdict;
 
@@ -53,7 +53,7 @@ where
     B: Body<Data = Bytes>,
 {
     let before = share.bytes();
-    let mut count = |bytes: usize| share.grow_to(before + bytes).map_err(ReadFault::Full);
+    let mut count = |bytes: usize| share.grow_with_body(before, bytes).map_err(ReadFault::Full);
     // What is announced counts only once it is there: an announcement costs its caller nothing.
     let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if announced.is_some_and(|bytes| bytes > limit) {
@@ -344,7 +344,7 @@ pub fn response(reply: Reply, mut share: Option<Holding>) -> Response<AnswerBody
     let (status, verdict, origin, why, findings) =
         (reply.status(), reply.verdict(), reply.origin(), reply.why(), reply.findings());
     let (body, from_app) = reply.into_parts();
-    if let Some(share) = &mut share {
+    if let Some(share) = share.as_mut().filter(|_| body.len() > FREE_BODY_BYTES) {
         // At the bound the body is kept all the same: it is an answer that is owed.
         let _ = share.grow_owed(CALLBACK_BYTES + body.len());
     }

@@ -354,14 +354,23 @@ impl Watched {
     fn read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let limit = self.frames.as_ref().map_or(usize::MAX, |frames| frames.read_limit());
         let stream = Pin::new(&mut self.stream);
-        if buffer.remaining() <= limit {
-            return self.readable.poll(cx, |cx| stream.poll_read(cx, buffer));
-        }
-        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(limit));
-        ready!(self.readable.poll(cx, |cx| stream.poll_read(cx, &mut part)))?;
-        let count = part.filled().len();
-        buffer.advance(count);
-        Poll::Ready(Ok(()))
+        self.readable.poll(cx, |cx| {
+            if buffer.remaining() <= limit {
+                return stream.poll_read(cx, buffer);
+            }
+            let mut part = buffer.take(limit);
+            let start = part.filled().as_ptr();
+            ready!(stream.poll_read(cx, &mut part))?;
+            assert_eq!(start, part.filled().as_ptr(), "a read fills the buffer that it was handed");
+            let count = part.filled().len();
+            // SAFETY: `part` is the beginning of what is not filled of `buffer`, and so many bytes of it are filled now.
+            #[allow(unsafe_code, reason = "what tokio's own `Take` does; to fill the part with zeros first costs more than the read")]
+            unsafe {
+                buffer.assume_init(count);
+            }
+            buffer.advance(count);
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// Follows what was read.

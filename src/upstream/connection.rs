@@ -210,7 +210,7 @@ impl Connection {
         const CUT: Failure = Failure::Cut { at: "inside the body of its answer" };
         let too_large = || Failure::Invalid(Invalid::TooLarge { limit });
         let mut holding = share.nothing_for_answer();
-        let mut hold = |bytes: usize| holding.grow_to(bytes).map_err(Failure::Overloaded);
+        let mut hold = |bytes: usize| holding.grow_with_body(0, bytes).map_err(Failure::Overloaded);
         let body = match framing {
             Framing::Length(length) if length > limit => return Err(too_large()),
             Framing::Length(length) => {

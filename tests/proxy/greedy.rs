@@ -116,13 +116,13 @@ async fn each_callback_counts_from_its_head_to_the_end_of_its_answer() {
     }
     guard.wait_for_metric("callback_guard_in_flight", 50.0).await;
     let heads = guard.metric("callback_guard_held_bytes");
-    assert!(heads >= f64::from(50 * (12 << 10)), "{heads}");
+    assert!(heads >= f64::from(50 * (16 << 10)), "{heads}");
     for stream in 0..50 {
         caller.send(frame(DATA, END_STREAM, 1 + 2 * stream, body().as_bytes())).await;
     }
     guard.wait_for_metric("callback_guard_in_flight", 0.0).await;
     let answers = guard.metric("callback_guard_held_bytes");
-    assert!(answers >= f64::from(50 * (12 << 10)), "{answers}");
+    assert!(answers >= f64::from(50 * (16 << 10)), "{answers}");
     drop(caller);
     guard.wait_for_metric("callback_guard_held_bytes", 0.0).await;
 }
