@@ -17,7 +17,6 @@
 //! `guard_program` in `benches/support`.
 
 use std::cell::RefCell;
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::process::{Command, ExitCode};
@@ -27,23 +26,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
-use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use app::App;
-use support::{COMMAND, Folder, MEASURED_CORE, OPERATION_ID, OTHER_CORE, SAMPLE, Started};
+use calls::{Case, Failure, MIXED, POLICY, Sender, case, is_intended};
+use support::{Folder, MEASURED_CORE, OTHER_CORE, Started};
 
 #[path = "promise/app.rs"]
 mod app;
+#[path = "promise/calls.rs"]
+mod calls;
 mod support;
-
-type Failure = Box<dyn Error>;
 
 /// What was promised, behind the deadline.
 const PROMISED: Duration = Duration::from_millis(5);
@@ -57,64 +50,6 @@ const H2_CALLERS: usize = 32;
 
 /// Callers at once where every answer comes at once: more would only queue for their own core.
 const FEW: usize = 8;
-
-/// The rules by the sender that each matches, and what each says when it has to answer itself.
-const POLICY: &str = r#"
-version: 1
-defaults: {callerTimeout: 15s, timeout: 2s, fallback: Allow}
-rules:
-  - {name: 50 ms, match: {sendIDs: [wait-50]}, timeout: 50ms, fallback: Deny, deny: {errCode: 5150, errMsg: late}}
-  - {name: 100 ms, match: {sendIDs: [wait-100]}, timeout: 100ms}
-  - {name: 200 ms, match: {sendIDs: [wait-200]}, timeout: 200ms, fallback: Deny, deny: {errCode: 5152, errMsg: late}}
-  - {name: 300 ms, match: {sendIDs: [wait-300]}, timeout: 300ms}
-  - {name: deny, match: {sendIDs: [deny]}, timeout: 1s, fallback: Deny, deny: {errCode: 5200, errMsg: failed}}
-  - {name: one at a time, match: {sendIDs: [one]}, timeout: 14s, fallback: Deny, deny: {errCode: 5201}, maxInFlight: 1}
-  - name: breaker
-    match: {sendIDs: [breaker]}
-    timeout: 1s
-    fallback: Deny
-    deny: {errCode: 5202}
-    breaker: {failureRate: 0.5, minimumCallbacks: 20, window: 60s, openFor: 600s}
-"#;
-
-/// What is sent, what the app does, and what must come of it.
-struct Case {
-    /// The line of the table.
-    name: &'static str,
-    sender: &'static str,
-    script: &'static str,
-    timeout: Duration,
-    /// `Callback-Guard-Cause`; empty where the app's answer travels on.
-    cause: &'static str,
-    /// The `errCode` of the refusal, or that it is allowed.
-    refused: Option<u16>,
-    count: usize,
-}
-
-const fn case(
-    name: &'static str,
-    [sender, script, cause]: [&'static str; 3],
-    timeout_ms: u64,
-    refused: Option<u16>,
-    count: usize,
-) -> Case {
-    let timeout = Duration::from_millis(timeout_ms);
-    Case { name, sender, script, timeout, cause, refused, count }
-}
-
-/// Put to the app in one throng, in random order.
-const MIXED: [Case; 10] = [
-    case("timeout 50 ms, no answer", ["wait-50", "silent", "timeout"], 50, Some(5150), 15_000),
-    case("timeout 100 ms, half an answer", ["wait-100", "half", "timeout"], 100, None, 15_000),
-    case("timeout 200 ms, an answer too late", ["wait-200", "late-300", "timeout"], 200, Some(5152), 15_000),
-    case("timeout 300 ms, no answer", ["wait-300", "silent", "timeout"], 300, None, 15_000),
-    case("broken", ["deny", "broken", "broken"], 1000, Some(5200), 10_000),
-    case("status", ["deny", "status", "status"], 1000, Some(5200), 10_000),
-    case("invalid", ["deny", "invalid", "invalid"], 1000, Some(5200), 10_000),
-    case("refused-by-app", ["deny", "refused", "refused-by-app"], 1000, Some(5200), 10_000),
-    case("healthy", ["deny", "healthy", ""], 1000, None, 10_000),
-    case("healthy, after 150 of 200 ms", ["wait-200", "healthy-150", ""], 200, None, 10_000),
-];
 
 /// Put one by one, with the app in a certain state.
 const UNREACHABLE: [Case; 1] =
@@ -343,120 +278,6 @@ fn joined(cores: &[Watched; 2]) -> Vec<Pause> {
         }
     }
     joined
-}
-
-/// A request's body that notes when its last byte was taken to be written.
-struct Stamped {
-    bytes: Bytes,
-    written: Arc<std::sync::Mutex<Option<Instant>>>,
-}
-
-impl Buf for Stamped {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-        if let (false, Ok(mut written)) = (self.bytes.has_remaining(), self.written.lock()) {
-            *written = Some(Instant::now());
-        }
-    }
-}
-
-/// One connection to the guard.
-enum Sender {
-    H1(Box<http1::SendRequest<Full<Stamped>>>),
-    H2(http2::SendRequest<Full<Stamped>>),
-}
-
-/// An answer, and when the request's last byte and its own were there.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-    written: Instant,
-    ended: Instant,
-}
-
-impl Sender {
-    async fn connect(address: SocketAddr, tls: &Arc<ClientConfig>, h2: bool) -> Result<Sender, Failure> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let stream = TlsConnector::from(Arc::clone(tls)).connect(support::server_name(), stream).await?;
-        let io = TokioIo::new(stream);
-        if h2 {
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
-            tokio::spawn(connection);
-            Ok(Sender::H2(sender))
-        } else {
-            let (sender, connection) = http1::handshake(io).await?;
-            tokio::spawn(connection);
-            Ok(Sender::H1(Box::new(sender)))
-        }
-    }
-
-    /// HTTP/2 takes further callers on one connection.
-    fn again(&self) -> Option<Sender> {
-        match self {
-            Sender::H1(_) => None,
-            Sender::H2(sender) => Some(Sender::H2(sender.clone())),
-        }
-    }
-
-    fn over(&self) -> &'static str {
-        match self {
-            Sender::H1(_) => "h1",
-            Sender::H2(_) => "h2",
-        }
-    }
-
-    async fn ask(&mut self, case: &Case) -> Result<Answer, Failure> {
-        let written = Arc::default();
-        let body = SAMPLE.trim_end().replacen("8112345670", case.sender, 1);
-        let body = Full::new(Stamped { bytes: body.into(), written: Arc::clone(&written) });
-        let request = Request::post(format!("https://127.0.0.1/{COMMAND}"))
-            .header("operationID", OPERATION_ID)
-            .header("content-type", "application/json")
-            .header("script", case.script)
-            .body(body)?;
-        let response = match self {
-            Sender::H1(sender) => {
-                sender.ready().await?;
-                sender.send_request(request).await?
-            }
-            Sender::H2(sender) => {
-                sender.ready().await?;
-                sender.send_request(request).await?
-            }
-        };
-        let (head, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
-        let ended = Instant::now();
-        let written = written.lock().ok().and_then(|written| *written).ok_or("an answer to no request")?;
-        Ok(Answer { status: head.status, headers: head.headers, body, written, ended })
-    }
-}
-
-/// Whether an answer is the one the policy says.
-fn is_intended(answer: &Answer, case: &Case) -> bool {
-    let header = |name| answer.headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"));
-    let expected = [
-        ("callback-guard-verdict", if case.refused.is_some() { "deny" } else { "allow" }),
-        ("callback-guard-origin", if case.cause.is_empty() { "upstream" } else { "fallback" }),
-        ("callback-guard-cause", case.cause),
-    ];
-    let text = String::from_utf8_lossy(&answer.body);
-    let body = match case.refused {
-        None if case.cause.is_empty() => text == support::allow_answer(app::ANSWER_BYTES),
-        None => text.contains(r#""errCode":0"#) && text.contains(r#""nextCode":0"#),
-        Some(code) => text.contains(&format!(r#""errCode":{code}"#)) && text.contains(r#""nextCode":1"#),
-    };
-    answer.status == StatusCode::OK && body && expected.iter().all(|(name, value)| header(*name) == *value)
 }
 
 /// The callers, each of which asks and waits and asks again.

@@ -31,7 +31,12 @@ struct Shared {
 impl App {
     /// Starts it on the runtime of the caller.
     pub(crate) async fn start() -> io::Result<App> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        App::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Starts it at this address.
+    pub(crate) async fn start_at(address: SocketAddr) -> io::Result<App> {
+        let listener = TcpListener::bind(address).await?;
         let (address, shared) = (listener.local_addr()?, Rc::new(Shared::default()));
         let serving = Rc::clone(&shared);
         tokio::task::spawn_local(async move {

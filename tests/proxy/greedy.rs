@@ -4,10 +4,9 @@
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::raw_h2::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, body, callback, connection, frame,
-};
+use crate::raw_h2::{body, callback, connection};
 use crate::support::app::ALLOW;
+use crate::support::frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, frame};
 use crate::support::{Act, App, Call, Caller, Gate, Guard, Raw};
 
 const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";

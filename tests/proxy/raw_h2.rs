@@ -2,41 +2,18 @@
 
 use crate::support::app::ALLOW;
 use crate::support::caller::secure;
+use crate::support::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, SETTINGS, WINDOW_UPDATE, field, frame,
+};
 use crate::support::{App, Authority, Call, Caller, Guard, Raw};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
 
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const RESET: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const PING: u8 = 6;
-pub(crate) const WINDOW_UPDATE: u8 = 8;
-pub(crate) const CONTINUATION: u8 = 9;
-pub(crate) const END_STREAM: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
-
-/// RFC 9113, section 4.1.
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a frame").to_be_bytes();
-    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-    [&head, payload].concat()
-}
-
 /// Header fields as literals, nothing indexed and nothing packed (RFC 7541, section 6.2.2).
 fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (name, value) in fields {
-        bytes.push(0);
-        for text in [name, value] {
-            assert!(text.len() < 127, "a length of one byte");
-            bytes.push(text.len() as u8);
-            bytes.extend_from_slice(text.as_bytes());
-        }
-    }
-    bytes
+    fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect()
 }
 
 pub(crate) fn callback() -> Vec<u8> {

@@ -52,6 +52,16 @@ impl Authority {
         self.issue(params)
     }
 
+    /// The same with an RSA key of 2,048 bits, as most clusters have it.
+    pub(crate) fn rsa_server(&self) -> Issued {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let params = CertificateParams::new(names).expect("names of this machine");
+        let size = rcgen::RsaKeySize::_2048;
+        let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size).expect("a key");
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        Issued { cert: cert.pem(), key: key.serialize_pem() }
+    }
+
     /// A certificate for a caller.
     pub(crate) fn client(&self) -> Issued {
         let mut params = CertificateParams::new(vec!["caller".to_owned()]).expect("a name");

@@ -38,7 +38,12 @@ pub(crate) struct Builder {
     cgroup: Option<PathBuf>,
     /// A tool with its arguments and the program that it runs; empty: the program of this build, by itself.
     line: Vec<OsString>,
+    /// What the new process does before it becomes the program: system calls alone.
+    before: Vec<Before>,
 }
+
+/// See [`Builder::before`].
+type Before = Box<dyn FnMut() -> std::io::Result<()> + Send + Sync>;
 
 /// What it was when it did not start.
 #[derive(Debug)]
@@ -58,6 +63,7 @@ impl Guard {
             open_files: None,
             cgroup: None,
             line: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -71,6 +77,11 @@ impl Guard {
 
     pub(crate) fn pid(&self) -> u32 {
         lock(&self.child).id()
+    }
+
+    /// Whether the process is still there.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(lock(&self.child).try_wait(), Ok(None))
     }
 
     /// The place of a file in its folder: `policy.yaml`, `cert.pem`, `key.pem` and what a test adds.
@@ -269,6 +280,15 @@ impl Builder {
         self
     }
 
+    /// Has the new process do this before it becomes the program. It may make system calls, and allocate nothing.
+    pub(crate) fn before(
+        mut self,
+        act: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Builder {
+        self.before.push(Box::new(act));
+        self
+    }
+
     /// The folder, before the start.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -313,7 +333,7 @@ impl Builder {
     }
 
     fn spawn(self) -> (Child, Folder, Arc<Lines>, Arc<Lines>) {
-        let Builder { folder, policy, flags, environment, open_files, cgroup, line } = self;
+        let Builder { folder, policy, flags, environment, open_files, cgroup, line, before } = self;
         let given = |name: &str| flags.iter().any(|flag| flag == name);
         let mut command = match line.split_first() {
             Some((first, rest)) => {
@@ -357,6 +377,10 @@ impl Builder {
         }
         if let Some(cgroup) = cgroup {
             mount_cgroup(&mut command, &cgroup);
+        }
+        for act in before {
+            // SAFETY: by its contract it makes system calls alone.
+            unsafe { command.pre_exec(act) };
         }
         let mut child = command.spawn().expect("the binary starts");
         let out = Lines::of(child.stdout.take().expect("a pipe"));

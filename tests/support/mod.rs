@@ -18,6 +18,7 @@ pub(crate) mod app;
 pub(crate) mod callbacks;
 pub(crate) mod caller;
 pub(crate) mod certificates;
+pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod lines;
 pub(crate) mod load;

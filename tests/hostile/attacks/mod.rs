@@ -1,0 +1,49 @@
+//! The attacks. Each is run by the test target, which asserts, and by the benchmark, which prints.
+
+#![allow(dead_code, reason = "the tests call each attack by its name, the benchmark all of them")]
+
+pub(crate) mod admin;
+pub(crate) mod bodies;
+pub(crate) mod connections;
+pub(crate) mod floods;
+pub(crate) mod heads;
+pub(crate) mod logs;
+pub(crate) mod policy;
+pub(crate) mod unread;
+
+use crate::lab::Lab;
+
+/// An attack and its name.
+pub(crate) type Named = (&'static str, fn() -> Lab);
+
+/// Every attack.
+pub(crate) const ALL: [Named; 28] = [
+    ("heads::references", heads::references),
+    ("heads::distinct_names", heads::distinct_names),
+    ("heads::half_h1", heads::half_h1),
+    ("heads::stuck", heads::stuck),
+    ("heads::pinned", heads::pinned),
+    ("bodies::map", bodies::map),
+    ("bodies::answers_at_once", bodies::answers_at_once),
+    ("bodies::requests_at_once", bodies::requests_at_once),
+    ("bodies::packed_answers", bodies::packed_answers),
+    ("admin::silent", admin::silent),
+    ("admin::unread", admin::unread),
+    ("unread::h1", unread::h1),
+    ("unread::h2_large", unread::h2_large),
+    ("unread::h2_small", unread::h2_small),
+    ("unread::slowly_read", unread::slowly_read),
+    ("unread::send_buffers", unread::send_buffers),
+    ("connections::idle", connections::idle),
+    ("connections::full", connections::full),
+    ("connections::streams", connections::streams),
+    ("connections::in_flight", connections::in_flight),
+    ("connections::handshakes_ecdsa", connections::handshakes_ecdsa),
+    ("connections::handshakes_rsa", connections::handshakes_rsa),
+    ("floods::frames", floods::frames),
+    ("floods::windows", floods::windows),
+    ("floods::resets", floods::resets),
+    ("policy::patterns", policy::patterns),
+    ("policy::tokens", policy::tokens),
+    ("logs::garbage", logs::garbage),
+];
