@@ -193,15 +193,15 @@ fn commands_that_are_not_known_share_one_account() {
 }
 
 #[test]
-fn an_answer_is_counted_for_its_caller_and_has_the_bound_of_the_process_alone() {
+fn an_answer_has_the_share_of_its_caller_whatever_its_command_has() {
     let process = Process::new(1000, 8);
     let mut callback = process.nothing(1, 0);
     assert_eq!(fill(&mut callback, 10).0, 640);
     let mut answer = callback.nothing_for_answer();
-    assert_eq!((answer.grow_to(361), answer.grow_to(360)), (Err(PROCESS), Ok(())));
-    assert_eq!((process.caller(1).bytes(), process.held.bytes()), (1000, 1000));
+    assert_eq!((answer.grow_to(161), answer.grow_to(160)), (Err(CALLER), Ok(())));
+    assert_eq!((process.caller(1).bytes(), process.held.bytes()), (800, 800));
     drop(answer);
-    // So has one that is made here: it is owed.
+    // One that is made here has no share: it is owed.
     let body = tie(Bytes::from(vec![0; 900]), callback);
     assert_eq!((process.caller(1).bytes(), process.held.bytes()), (900, 900));
     drop(body);
@@ -232,13 +232,13 @@ fn answers_have_the_former_bound_until_no_more_is_held_than_the_lower_one() {
     for lower in [50, 40, 40] {
         held.set_limit(lower);
         let mut answer = callback.nothing_for_answer();
-        assert_eq!((answer.grow_to(40), answer.grow_to(41)), (Ok(()), Err(PROCESS)), "{lower}");
+        assert_eq!((answer.grow_to(20), answer.grow_to(21)), (Ok(()), Err(CALLER)), "{lower}");
         assert_eq!(process.nothing(2, 1).grow_to(1), Err(PROCESS), "{lower}");
     }
     let mut answer = callback.nothing_for_answer();
     drop(callback);
     held.set_limit(40);
-    assert_eq!((answer.grow_to(41), answer.grow_to(40)), (Err(PROCESS), Ok(())));
+    assert_eq!((answer.grow_to(41), answer.grow_to(32)), (Err(PROCESS), Ok(())));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! request within a second goes first: nothing is lost with it. Then the longest idle one: the longer it has been idle, the less
 //! likely is the next request to be on its way. One that came within this second has its chance before it goes.
 //! Otherwise whoever fills all places, and then opens further connections, would push out each newcomer before its first
-//! request. One with a request in hand makes room for nobody.
+//! request. One that had a request in hand within this second goes last, and one that has it now makes room for nobody.
 //!
 //! A callback costs nothing here: what a connection is doing is read from its [`Activity`] when somebody asks.
 
@@ -49,9 +49,21 @@ pub(super) enum Rank {
     Idle,
     /// It has just come.
     New,
+    /// It had a request in hand a moment ago, and so it may be used again at any moment.
+    Recent,
 }
 
 impl Rank {
+    /// That of a connection which is idle since then, after a request.
+    fn of_idle(since: Instant, now: Instant) -> Rank {
+        if now.saturating_duration_since(since) >= FIRST_CHANCE { Rank::Idle } else { Rank::Recent }
+    }
+
+    /// Whether a request came on the connection.
+    fn is_served(self) -> bool {
+        matches!(self, Rank::Idle | Rank::Recent)
+    }
+
     /// That of a connection which sent no request since it was accepted.
     pub(super) fn of_silent(accepted: Instant, now: Instant) -> Rank {
         if now.duration_since(accepted) >= FIRST_CHANCE { Rank::Silent } else { Rank::New }
@@ -81,8 +93,7 @@ impl Candidate {
 
     /// Whether nothing came or went since.
     fn is_as(&self, before: &Candidate) -> bool {
-        let served = |candidate: &Candidate| candidate.rank == Rank::Idle;
-        !self.busy && served(self) == served(before) && self.idle_since == before.idle_since
+        !self.busy && self.rank.is_served() == before.rank.is_served() && self.idle_since == before.idle_since
     }
 
     /// The least of these goes first when memory is short: the most unread, then the longest idle, then any.
@@ -119,12 +130,12 @@ impl Entry {
     fn candidate(&self, id: u64, now: Instant) -> Candidate {
         let activity = self.activity.get();
         let served = activity.is_some_and(|activity| activity.served());
+        let quiet = activity.filter(|_| served).map(|activity| activity.quiet_since.get());
         Candidate {
             id,
-            rank: if served { Rank::Idle } else { Rank::of_silent(self.accepted, now) },
-            idle_since: activity
-                .filter(|_| served)
-                .map_or(self.accepted, |activity| activity.quiet_since.get()),
+            rank: quiet
+                .map_or_else(|| Rank::of_silent(self.accepted, now), |quiet| Rank::of_idle(quiet, now)),
+            idle_since: quiet.unwrap_or(self.accepted),
             busy: activity.is_some_and(|activity| activity.active.get() > 0),
             unread: self.unread(),
         }
@@ -198,7 +209,8 @@ impl Connections {
         if silent.is_some_and(|silent| silent.rank == Rank::Silent) {
             return silent;
         }
-        self.longest_idle_after_a_request().or(silent)
+        let served = self.longest_idle_after_a_request();
+        if served.is_some_and(|served| served.rank == Rank::Idle) { served } else { silent.or(served) }
     }
 
     /// The oldest connection that never sent a request.
@@ -208,7 +220,7 @@ impl Connections {
         let now = now();
         while let Some(id) = silent.first().copied() {
             let candidate = open.get(&id).map(|entry| entry.candidate(id, now));
-            if let Some(candidate) = candidate.filter(|candidate| candidate.rank != Rank::Idle) {
+            if let Some(candidate) = candidate.filter(|candidate| !candidate.rank.is_served()) {
                 return Some(candidate);
             }
             silent.pop_first();
@@ -222,7 +234,7 @@ impl Connections {
             let staying = open.iter().filter(|(_, entry)| entry.farewell.get().is_none());
             let now = now();
             let candidates = staying.map(|(id, entry)| entry.candidate(*id, now));
-            let idle = |candidate: &Candidate| candidate.rank == Rank::Idle && !candidate.busy;
+            let idle = |candidate: &Candidate| candidate.rank.is_served() && !candidate.busy;
             let found = candidates.filter(idle).collect();
             let found = least(found, FOUND_AT_ONCE, Candidate::room_order);
             let first = found.first().copied();
@@ -238,8 +250,9 @@ impl Connections {
         let now = now();
         while let Some(candidate) = found.front().copied() {
             let staying = open.get(&candidate.id).filter(|entry| entry.farewell.get().is_none());
-            if staying.is_some_and(|entry| entry.candidate(candidate.id, now).is_as(&candidate)) {
-                return Some(candidate);
+            let as_it_is = staying.map(|entry| entry.candidate(candidate.id, now));
+            if let Some(as_it_is) = as_it_is.filter(|as_it_is| as_it_is.is_as(&candidate)) {
+                return Some(as_it_is);
             }
             found.pop_front();
         }

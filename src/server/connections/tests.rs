@@ -116,6 +116,19 @@ async fn a_connection_that_has_just_come_has_its_chance_before_it_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_had_a_request_within_this_second_goes_after_those_that_have_just_come() {
+    let crowd = Crowd::new();
+    let (recent, new) = (crowd.idle_since(40), crowd.silent(41));
+    advance(SECOND * 41 - Duration::from_millis(1)).await;
+    assert_eq!(crowd.ask(Order::LongestIdle).map(|named| named.id), Some(new.registered.id));
+    advance(Duration::from_millis(1)).await;
+    let named = crowd.ask(Order::LongestIdle).expect("they are idle");
+    assert_eq!(named.id, recent.registered.id, "the twin: it is idle for a second");
+    let still_recent = crowd.idle_since(41);
+    assert_eq!(crowd.make_room(), ids(&[&recent, &new, &still_recent]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_with_a_request_in_hand_makes_room_for_nobody_and_without_one_it_does() {
     let crowd = Crowd::new();
     let busy = crowd.idle_since(1);
