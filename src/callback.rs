@@ -349,7 +349,9 @@ impl Body {
             None => unreachable!("the grammar yields a value or an error first"),
         }
         let mut expected = 0;
+        let mut has_command = false;
         loop {
+            let mut is_exact = true;
             // Go sends the fields in the table's order.
             let next = table.fields.get(expected);
             let at = if next.is_some_and(|field| tokens.expected_key(field.name)) {
@@ -357,7 +359,10 @@ impl Body {
             } else {
                 match tokens.next().map_err(Rejection::NotJson)? {
                     Some((Token::Key, key)) => {
-                        field_at(table.fields, key.of(bytes), tokens.escaped(), command_at)
+                        let (at, exactly) =
+                            field_at(table.fields, key.of(bytes), tokens.escaped(), command_at);
+                        is_exact = exactly;
+                        at
                     }
                     Some(_) => continue, // the end of the object: nothing but the end of the input follows
                     None => break,
@@ -371,14 +376,20 @@ impl Body {
             body.value(&mut tokens, bytes, known, (found, start)).map_err(Rejection::NotJson)?;
             if let Some(at) = at {
                 expected = at + 1;
-                if let (true, Some((_, first))) = (at == command_at, body.values[at]) {
-                    let (first, second) = (first.of(bytes), start.of(bytes));
-                    if first != second {
+                if at == command_at {
+                    has_command |= is_exact;
+                    if let Some((_, first)) = body.values[at]
+                        && first.of(bytes) != start.of(bytes)
+                    {
                         return Err(Rejection::TwoCommandsInBody);
                     }
                 }
                 body.values[at] = Some((found, start));
             }
+        }
+        if !has_command {
+            // In another letter case alone it is one to Go, and none to everybody else.
+            body.values[command_at] = None;
         }
         Ok(body)
     }
@@ -441,19 +452,19 @@ impl Body {
     }
 }
 
-/// The place of a key in the table. Keys must be spelled exactly, but for one: a second `callbackCommand` in another
-/// letter case is the same to an app written in Go, and must not name another command.
-fn field_at(fields: &[Field], raw: &[u8], escaped: bool, command_at: usize) -> Option<usize> {
+/// The place of a key in the table, and whether it is spelled exactly so. Keys must be, but for one: a second
+/// `callbackCommand` in another letter case is the same to an app written in Go, and must not name another command.
+fn field_at(fields: &[Field], raw: &[u8], escaped: bool, command_at: usize) -> (Option<usize>, bool) {
     let inner = &raw[1..raw.len() - 1];
     let key = if escaped {
         Cow::Owned(go_json::unquote(raw).into_owned().into_bytes())
     } else {
         Cow::Borrowed(inner)
     };
-    fields
-        .iter()
-        .position(|field| field.name.as_bytes() == &*key)
-        .or_else(|| go_json::folds_to(&key, fields[command_at].name).then_some(command_at))
+    match fields.iter().position(|field| field.name.as_bytes() == &*key) {
+        Some(at) => (Some(at), true),
+        None => (go_json::folds_to(&key, fields[command_at].name).then_some(command_at), false),
+    }
 }
 
 /// Whether a value, told by its token (and, of a number, by its text), is of a type. `null` is not.

@@ -64,3 +64,6 @@ pub mod admin;
 pub mod controller;
 // floor 3: the program.
 pub mod cli;
+// Compiled for tests and for `fuzz/` alone.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::counter::Counter;
+use tracing::Dispatch;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -109,6 +110,19 @@ impl Queue {
         queue
     }
 
+    /// A queue that nothing is written from.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn unwritten() -> Queue {
+        let shared = Shared { state: Mutex::default(), filled: Condvar::new(), written: Condvar::new() };
+        Queue { shared: Arc::new(shared), dropped: Counter::default() }
+    }
+
+    /// Takes the lines that wait.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut lock(&self.shared.state).waiting)
+    }
+
     /// Appends a line, its newline included; drops it when the queue is full.
     pub fn push(&self, line: &[u8]) {
         let mut state = lock(&self.shared.state);
@@ -148,6 +162,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// Sends everything that is logged through `tracing` into the queue. Once a process; later calls do nothing.
 pub fn install(queue: &Queue, level: LevelFilter, format: Format) {
+    let _ = dispatch(queue, level, format).try_init();
+}
+
+/// What sends everything that is logged through `tracing` into the queue.
+pub(crate) fn dispatch(queue: &Queue, level: LevelFilter, format: Format) -> Dispatch {
     // What libraries say below a warning is for those who write them: frames and states, a dozen lines a callback.
     let theirs = level.min(LevelFilter::WARN);
     // kube writes whole answers of the API server into its warnings; what is wrong there is told by `source`.
@@ -157,10 +176,10 @@ pub fn install(queue: &Queue, level: LevelFilter, format: Format) {
     let filter = filter.with_target("callback_guard", level);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(Lines(queue.clone(), format)).with_target(false);
-    let _ = match format {
-        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
-        Format::Text => registry.with(layer.with_ansi(false).compact()).try_init(),
-    };
+    match format {
+        Format::Json => Dispatch::new(registry.with(layer.json().flatten_event(true))),
+        Format::Text => Dispatch::new(registry.with(layer.with_ansi(false).compact())),
+    }
 }
 
 struct Lines(Queue, Format);

@@ -36,6 +36,8 @@ pub use dial::Address;
 pub use pool::KEPT_CONNECTIONS;
 pub use reuse::Reuse;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod claims;
 mod connection;
 mod delivery;
 mod dial;

@@ -290,6 +290,33 @@ fn each_relaxed_lint_has_its_reason() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// The packages of a lock file, as name and version.
+fn locked(path: &str) -> Vec<(String, String)> {
+    let text = read(path);
+    let value = |block: &str, key: &str| {
+        let line = block.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.trim_matches('"').to_owned()
+    };
+    text.split("[[package]]")
+        .skip(1)
+        .map(|block| (value(block, "name = "), value(block, "version = ")))
+        .collect()
+}
+
+#[test]
+fn what_is_fuzzed_is_what_is_built() {
+    let (own, fuzzed) = (locked("Cargo.lock"), locked("fuzz/Cargo.lock"));
+    let other: Vec<_> = fuzzed
+        .iter()
+        .filter(|(name, _)| own.iter().any(|(known, _)| known == name))
+        .filter(|package| !own.contains(package))
+        .collect();
+    assert!(
+        other.is_empty() && fuzzed.len() > 50,
+        "cp Cargo.lock fuzz/ && (cd fuzz && cargo metadata >/dev/null): {other:?}"
+    );
+}
+
 /// A word that is not ours, and the one that is.
 const WORDS: [(&str, &str); 7] = [
     ("backend", "upstream, or the app"),

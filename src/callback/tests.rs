@@ -223,6 +223,12 @@ fn callback_command_may_stand_twice_with_one_value_only_in_whatever_letter_case(
         let null = format!(r#"{{"callbackCommand":"{SEND}","{second}":null}}"#);
         assert_eq!(Try::new().body(null).rejected(), Rejection::TwoCommandsInBody);
     }
+    // Alone it is a command to Go and none to others.
+    for alone in ["CallbackCommand", "CALLBACKCOMMAND", "callbac\u{212a}Command"] {
+        let body = format!(r#"{{"{alone}":"{SEND}","x":1}}"#);
+        assert_eq!(Try::new().body(&*body).rejected(), Rejection::BodyCommandMissing, "{body}");
+    }
+    Try::new().body(format!(r#"{{"callback\u0043ommand":"{SEND}"}}"#)).accepted();
     assert_eq!(status_and_label(&Rejection::TwoCommandsInBody), (400, "command"));
     // Another key, and a key inside a value, are nobody's command.
     let others =

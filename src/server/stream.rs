@@ -14,7 +14,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
-use tokio_rustls::server::TlsStream;
 
 use super::answer::Unwritten;
 use super::frames::Frames;
@@ -123,9 +122,18 @@ impl Activity {
         Active { activity: Rc::clone(self), answered: false }
     }
 
-    /// Ends the connection, unless it ends for another reason already.
+    /// Ends the connection, unless it ends for another reason already. Without memory it ends at once, whatever else was found.
     pub(super) fn end(&self, why: Ending) {
+        if why == Ending::NoMemory {
+            self.deaf.set(true);
+            self.verdict.set(Some(why));
+        }
         self.verdict.set(self.verdict.get().or(Some(why)));
+    }
+
+    /// Whether it ends before anything more is read.
+    pub(super) fn has_no_memory(&self) -> bool {
+        self.verdict.get() == Some(Ending::NoMemory)
     }
 
     /// Why it is to end, if that was not told before.
@@ -320,8 +328,8 @@ impl AsyncWrite for Caller {
 
 /// A caller's stream. It ends when a head takes too long, whose time runs from its first byte, so that an idle connection is
 /// left alone; and it reads and writes in turns.
-pub(super) struct Watched {
-    stream: TlsStream<Caller>,
+pub(super) struct Watched<S> {
+    stream: S,
     activity: Rc<Activity>,
     limit: Duration,
     /// Runs while a head is under way, and how many heads there were before it.
@@ -337,14 +345,14 @@ pub(super) struct Watched {
     written: usize,
 }
 
-impl Watched {
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     pub(super) fn new(
-        stream: TlsStream<Caller>,
+        stream: S,
         activity: Rc<Activity>,
         limit: Duration,
         turn: Turn,
         account: Arc<Account>,
-    ) -> Watched {
+    ) -> Watched<S> {
         let frames = activity.h2.then(|| Box::new(Frames::new(activity.quiet_since.get())));
         let (timer, readable) = (None, Gate::new());
         Watched { stream, activity, limit, timer, readable, turn, frames, account, credited: 0, written: 0 }
@@ -432,7 +440,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -470,7 +478,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.turn.poll(cx));

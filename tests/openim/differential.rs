@@ -142,7 +142,7 @@ fn corpus() -> Vec<Vec<u8>> {
     verdicts.iter().map(|entry| read(entry).expect("a sample")).collect()
 }
 
-fn read_job(command: &str, answer: &[u8]) -> Json {
+pub(crate) fn read_job(command: &str, answer: &[u8]) -> Json {
     json!({"do": "read", "command": command, "answer": BASE64_STANDARD.encode(answer)})
 }
 
@@ -152,7 +152,7 @@ fn repaired<'a>(answer: &'a [u8], callback: &Callback) -> Option<Reading<'a>> {
 }
 
 /// Whether OpenIM holds in the corrected answer what the app wrote, but for the fields that were corrected.
-fn keeps_the_rest(answer: &[u8], findings: Findings, callback: &Callback, judged: &Json) -> bool {
+pub(crate) fn keeps_the_rest(answer: &[u8], findings: Findings, callback: &Callback, judged: &Json) -> bool {
     let command = callback.command().expect("known");
     let plain = answer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(answer);
     let Ok(decoded) = go_json::decode(plain, command.response) else { return false };
@@ -170,7 +170,7 @@ fn keeps_the_rest(answer: &[u8], findings: Findings, callback: &Callback, judged
     })
 }
 
-fn as_claimed(verdict: Verdict, judged: &Json) -> bool {
+pub(crate) fn as_claimed(verdict: Verdict, judged: &Json) -> bool {
     match verdict {
         Verdict::Allow => judged["verdict"] == "allowed",
         Verdict::Deny { code } => judged["verdict"] == "denied" && judged["code"] == code && code >= 100,
@@ -178,7 +178,7 @@ fn as_claimed(verdict: Verdict, judged: &Json) -> bool {
 }
 
 /// Whether our reading of an answer is OpenIM's: error or not, every field, and the verdict.
-fn agrees(answer: &[u8], callback: &Callback, judged: &Json) -> bool {
+pub(crate) fn agrees(answer: &[u8], callback: &Callback, judged: &Json) -> bool {
     let fields = callback.command().expect("known").response;
     let decoded = go_json::decode(answer, fields).ok().filter(|decoded| decoded.error_count == 0);
     let Some(decoded) = decoded else { return judged["verdict"] == "error" };
@@ -260,7 +260,7 @@ fn same(bytes: &[u8], value: &Value, ty: Type, go: &Json) -> bool {
 }
 
 /// Cuts a case down as long as the two still disagree, and shows it.
-fn disagreed(judge: &mut Judge, seed: u64, answer: &[u8], callback: &Callback) -> ! {
+pub(crate) fn disagreed(judge: &mut Judge, seed: u64, answer: &[u8], callback: &Callback) -> ! {
     let command = callback.target().name();
     let mut smallest = answer.to_vec();
     let mut step = smallest.len().div_ceil(2);

@@ -2,6 +2,7 @@
 
 mod behaviours;
 mod client;
+mod corpora;
 mod differential;
 mod judge;
 #[path = "../support/mod.rs"]

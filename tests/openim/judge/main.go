@@ -28,11 +28,11 @@ import (
 
 // job is what is asked.
 type job struct {
-	// Do is "commands", "read", "call", "async", "post", "steady" or "batch".
+	// Do is "commands", "read", "request", "call", "async", "post", "steady" or "batch".
 	Do string `json:"do"`
 	// Command selects the structs.
 	Command string `json:"command"`
-	// Answer, for "read": the bytes of an answer.
+	// Answer, for "read": the bytes of an answer. For "request": those of a callback's body.
 	Answer []byte `json:"answer"`
 	// URL, for "call": webhooks.url.
 	URL string `json:"url"`
@@ -117,6 +117,26 @@ func read(j job) conclusion {
 		return conclusion{Verdict: "error", Code: 90007, Message: err.Error()}
 	}
 	return conclude(response.Parse(), false, response)
+}
+
+// decoded is what an app that uses OpenIM's own structs makes of a callback's body.
+type decoded struct {
+	// Valid is whether it is JSON.
+	Valid bool `json:"valid"`
+	// Fits is whether it is decoded into the command's struct without an error.
+	Fits bool `json:"fits"`
+	// Command is what the struct says that it is.
+	Command string `json:"command"`
+}
+
+func request(j job) any {
+	pair, known := commands[j.Command]
+	if !known {
+		return conclusion{Verdict: "error", Message: "no such command"}
+	}
+	into := pair.request()
+	err := json.Unmarshal(j.Answer, into)
+	return decoded{json.Valid(j.Answer), err == nil, into.GetCallbackCommand()}
 }
 
 var (
@@ -288,6 +308,8 @@ func do(j job) any {
 		return names
 	case j.Do == "read":
 		return read(j)
+	case j.Do == "request":
+		return request(j)
 	case j.Do == "call" && j.Times > 1:
 		return many(j)
 	case j.Do == "call":
