@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 
 use crate::cause::Overload;
-use pool::{Pool, Shares, Terms};
+use pool::{Pool, Terms};
 
 pub use account::{Account, Accounts, Identity, Place};
 
@@ -115,7 +115,7 @@ impl Holding {
     /// Makes the share this large for an answer that is owed: the bound of the process holds, whatever the caller has. At the
     /// bound nothing changes.
     pub fn grow_owed(&mut self, bytes: usize) -> Result<(), Overload> {
-        self.grow(bytes, Shares::None)
+        self.grow(bytes, false)
     }
 
     /// Makes the share no larger than this: what it was for was dropped.
@@ -130,20 +130,19 @@ impl Holding {
         if body <= FREE_BODY_BYTES { Ok(()) } else { self.grow_to(before + body - FREE_BODY_BYTES) }
     }
 
-    /// Makes the share this large; it never shrinks here. At the bound nothing changes. An answer has the share of its caller,
-    /// whatever the command: its callback was let in.
+    /// Makes the share this large; it never shrinks here. At the bound nothing changes.
     pub fn grow_to(&mut self, bytes: usize) -> Result<(), Overload> {
-        self.grow(bytes, if self.of_answer { Shares::Caller } else { Shares::CallerAndCommand })
+        self.grow(bytes, true)
     }
 
-    fn grow(&mut self, bytes: usize, shares: Shares) -> Result<(), Overload> {
+    fn grow(&mut self, bytes: usize, shared: bool) -> Result<(), Overload> {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else { return Ok(()) };
         let counts = &self.account.held().shared;
         let mut limit = counts.limit.load(Ordering::Relaxed);
         if self.of_answer {
             limit = limit.max(counts.former_limit.load(Ordering::Relaxed));
         }
-        let terms = Terms { limit, shares };
+        let terms = Terms { limit, shared };
         counts.bytes.take(more, &self.account.bytes, self.command, terms).map_err(Overload::Held)?;
         self.bytes = bytes;
         Ok(())
@@ -159,7 +158,7 @@ pub fn tie(body: Bytes, mut holding: Holding) -> Bytes {
             &self.0
         }
     }
-    let _ = holding.grow(body.len(), Shares::None);
+    let _ = holding.grow(body.len(), false);
     Bytes::from_owner(Tied(body, holding))
 }
 

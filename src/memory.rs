@@ -44,6 +44,22 @@ const IN_USE_PAUSE_MOST: Duration = Duration::from_secs(60);
 const GAP_PATIENCE: Duration = Duration::from_secs(2);
 const GAP_LOOK: Duration = Duration::from_millis(10);
 
+/// From this size on a block has a mapping of its own, which its end gives back at once.
+const OWN_MAPPING_BYTES: libc::c_int = 128 << 10;
+
+/// Has the allocator give large blocks back at once, for good. By itself glibc raises the size from which it does so up to 32 MiB, with
+/// each large block that is freed: answers of some megabytes then stay in its arenas. To be called while there is one
+/// thread.
+pub fn give_back_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer; a size that is refused leaves all as it was.
+    #[allow(unsafe_code, reason = "no safe interface to glibc's allocator")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, OWN_MAPPING_BYTES);
+    }
+}
+
 /// Gives memory back after the start, after each load, and while others call. Runs for ever, on a thread that serves no callbacks.
 pub async fn give_back(metrics: Arc<Metrics>) {
     let mut looks = tokio::time::interval(LOOK);

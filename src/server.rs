@@ -252,21 +252,22 @@ impl<H: Handler> Server<H> {
         let io = TokioIo::new(io);
         let service = {
             let (server, activity) = (Rc::clone(&self), Rc::clone(&activity));
-            service_fn(move |request| server.request(request, peer, &account, &activity))
+            move |request| server.request(request, peer, &account, &activity)
         };
         let limit = self.limits.header_limit + self.limits.large_field_limit + HEAD_SLACK_BYTES;
         if h2 {
             let connection = http2::Builder::new(LocalExecutor(Rc::clone(&activity)))
                 .max_concurrent_streams(STREAMS)
                 .max_header_list_size(u32::try_from(limit).unwrap_or(u32::MAX))
-                .serve_connection(io, service);
+                // In a box: hyper and tokio move the future of a stream a dozen times before it is polled, several KiB each time.
+                .serve_connection(io, service_fn(move |request| Box::pin(service(request))));
             self.drive(pin!(connection), &activity, registered).await;
         } else {
             let connection = http1::Builder::new()
                 .header_read_timeout(None)
                 .max_header_size(limit)
                 .max_buf_size(limit)
-                .serve_connection(io, service);
+                .serve_connection(io, service_fn(service));
             self.drive(pin!(connection), &activity, registered).await;
         }
     }

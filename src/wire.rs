@@ -123,11 +123,16 @@ impl HeadSize {
     pub fn of(head: &request::Parts) -> HeadSize {
         let target = head.uri.path_and_query().map_or(1, |target| target.as_str().len());
         let line = head.method.as_str().len() + target + FIELD_BYTES;
-        let field =
-            |(name, value): (&HeaderName, &HeaderValue)| FIELD_BYTES + name.as_str().len() + value.len();
-        let fields: usize = head.headers.iter().map(field).sum();
-        let operation_id = head.headers.get(OPERATION_ID).map_or(0, HeaderValue::len);
-        HeadSize { fields: head.headers.len(), bytes: line + fields - operation_id, operation_id }
+        let mut size = HeadSize { fields: head.headers.len(), bytes: line, operation_id: 0 };
+        for (name, value) in &head.headers {
+            size.bytes += FIELD_BYTES + name.as_str().len() + value.len();
+            // A look-up by name would cost more than all of this.
+            if size.operation_id == 0 && name.as_str() == OPERATION_ID {
+                size.operation_id = value.len();
+            }
+        }
+        size.bytes -= size.operation_id;
+        size
     }
 
     /// What is wrong with it.

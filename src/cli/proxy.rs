@@ -74,6 +74,7 @@ pub fn run(config: args::Proxy) -> u8 {
     let started = Instant::now();
     descriptors::set_aside(config.admin_limits.connections);
     // While there is one thread.
+    memory::give_back_large_blocks();
     let max_connections = MaxConnections::new(config.max_connections, &Cgroup::own());
     let descriptors = descriptors::reserve(open_files(&config, max_connections.count));
     // kube's client takes the process's; everything else is handed its own.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::pool::{Pool, Shares, Terms};
+use super::pool::{Pool, Terms};
 use super::{Held, Holding};
 use crate::callback::command::{self, Command};
 use crate::cause::{Exhausted, Overload};
@@ -140,8 +140,7 @@ impl Account {
     /// Takes a place among the callbacks in flight, if the caller and the command have one left.
     pub(super) fn take_place(&self, command: usize) -> Result<Place<'_>, Overload> {
         let limit = self.registry.max_in_flight;
-        let shares = if limit >= SHARED_PLACES { Shares::CallerAndCommand } else { Shares::None };
-        let terms = Terms { limit, shares };
+        let terms = Terms { limit, shared: limit >= SHARED_PLACES };
         match self.registry.places.take(1, &self.places, command, terms) {
             Ok(()) => Ok(Place { account: self, command }),
             Err(exhausted) => Err(Overload::InFlight(exhausted)),

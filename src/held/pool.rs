@@ -19,19 +19,8 @@ pub(super) struct Pool {
 pub(super) struct Terms {
     /// The bound of the process.
     pub(super) limit: usize,
-    /// Whose shares count beside it.
-    pub(super) shares: Shares,
-}
-
-/// Whose shares count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shares {
-    /// Nobody's.
-    None,
-    /// The caller's: of an answer to a callback that was let in.
-    Caller,
-    /// The caller's and the command's.
-    CallerAndCommand,
+    /// Whether a caller and a command may have their shares alone.
+    pub(super) shared: bool,
 }
 
 impl Pool {
@@ -50,7 +39,7 @@ impl Pool {
         more: usize,
         of_caller: &AtomicUsize,
         command: usize,
-        Terms { limit, shares: counted }: Terms,
+        Terms { limit, shared }: Terms,
     ) -> Result<(), Exhausted> {
         if more > limit {
             return Err(Exhausted::Process);
@@ -63,11 +52,7 @@ impl Pool {
             let free = limit.checked_sub(taken).and_then(|free| free.checked_sub(more));
             let Some(free) = free else { return Some(Exhausted::Process) };
             let shares = (of_caller.load(Ordering::Relaxed), of_command.load(Ordering::Relaxed));
-            match counted {
-                Shares::None => None,
-                Shares::Caller => (shares.0 as u128 > 4 * free as u128).then_some(Exhausted::Caller),
-                Shares::CallerAndCommand => share_passed(shares.0, shares.1, free),
-            }
+            if shared { share_passed(shares.0, shares.1, free) } else { None }
         };
         let grown = |taken: usize| passed(taken).is_none().then(|| taken + more);
         // Who sees a count of the process sees the counts of the callers and commands it is made of.

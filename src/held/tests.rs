@@ -193,13 +193,13 @@ fn commands_that_are_not_known_share_one_account() {
 }
 
 #[test]
-fn an_answer_has_the_share_of_its_caller_whatever_its_command_has() {
+fn an_answer_counts_like_its_callback() {
     let process = Process::new(1000, 8);
     let mut callback = process.nothing(1, 0);
-    assert_eq!(fill(&mut callback, 10).0, 640);
+    assert_eq!(callback.grow_to(500), Ok(()));
     let mut answer = callback.nothing_for_answer();
-    assert_eq!((answer.grow_to(161), answer.grow_to(160)), (Err(CALLER), Ok(())));
-    assert_eq!((process.caller(1).bytes(), process.held.bytes()), (800, 800));
+    assert_eq!((answer.grow_to(141), answer.grow_to(140)), (Err(CALLERS_COMMAND), Ok(())));
+    assert_eq!((process.caller(1).bytes(), process.held.bytes()), (640, 640));
     drop(answer);
     // One that is made here has no share: it is owed.
     let body = tie(Bytes::from(vec![0; 900]), callback);
@@ -228,17 +228,17 @@ fn a_lower_bound_takes_nothing_away_and_lets_nothing_in_until_enough_is_given_ba
 fn answers_have_the_former_bound_until_no_more_is_held_than_the_lower_one() {
     let process = Process::new(100, 8);
     let (held, mut callback) = (&process.held, process.nothing(1, 0));
-    assert_eq!(callback.grow_to(60), Ok(()));
+    assert_eq!(callback.grow_to(50), Ok(()));
     for lower in [50, 40, 40] {
         held.set_limit(lower);
         let mut answer = callback.nothing_for_answer();
-        assert_eq!((answer.grow_to(20), answer.grow_to(21)), (Ok(()), Err(CALLER)), "{lower}");
+        assert_eq!((answer.grow_to(14), answer.grow_to(15)), (Ok(()), Err(CALLERS_COMMAND)), "{lower}");
         assert_eq!(process.nothing(2, 1).grow_to(1), Err(PROCESS), "{lower}");
     }
     let mut answer = callback.nothing_for_answer();
     drop(callback);
     held.set_limit(40);
-    assert_eq!((answer.grow_to(41), answer.grow_to(32)), (Err(PROCESS), Ok(())));
+    assert_eq!((answer.grow_to(41), answer.grow_to(25)), (Err(PROCESS), Ok(())));
 }
 
 #[test]

@@ -74,8 +74,9 @@ pub(super) struct Frames {
     position: u64,
     /// The header block of which the end has not come.
     block: Option<Walk>,
-    /// Bytes of this block.
+    /// Bytes of this block, and whether a frame of it has ended.
     block_bytes: usize,
+    continued: bool,
     /// Header blocks that ended.
     blocks: u64,
     pinned: Pinned,
@@ -118,6 +119,7 @@ impl Frames {
             position: 0,
             block: None,
             block_bytes: 0,
+            continued: false,
             blocks: 0,
             pinned: Pinned::default(),
             credit: CREDIT,
@@ -148,9 +150,14 @@ impl Frames {
         self.blocks
     }
 
-    /// Bytes that a head under way may hold, as far as it came: its fields, decoded, and the buffers they came in.
+    /// Bytes that a head of several frames may hold, as far as it came: its fields, decoded, and the buffers they came in. One of a
+    /// single frame is decoded once it is whole.
     pub(super) fn head_bytes(&self) -> usize {
-        if self.block.is_some() { 2 * self.block_bytes + FIELDS_UNDER_WAY * 104 } else { 0 }
+        let continued = match self.at {
+            At::Block { last, .. } => !last || self.continued,
+            At::Preface { .. } | At::Header { .. } | At::Payload { .. } => self.block.is_some(),
+        };
+        if continued { 2 * self.block_bytes + FIELDS_UNDER_WAY * 104 } else { 0 }
     }
 
     /// Bytes of read buffers that the decoder's table may keep from being freed.
@@ -262,6 +269,7 @@ impl Frames {
 
     fn end_of_block(&mut self, last: bool) {
         self.at = NO_HEADER;
+        self.continued = !last;
         if last {
             self.block = None;
             self.blocks += 1;

@@ -939,12 +939,11 @@ async fn an_answer_over_the_limit_is_refused_however_it_is_framed() {
 
 #[tokio::test]
 async fn an_answer_is_held_within_the_process_s_bound_and_given_back() {
+    const SHARE: &str =
+        "the bytes held for this caller's callbacks of this command are at their share of --max-held";
     // The beginning of a body counts with its callback.
     let held = Held::new(100);
-    for (body, expected) in [
-        ("x".repeat(2128), "200 2128"),
-        ("x".repeat(2129), "the bytes held for this caller are at its share of --max-held"),
-    ] {
+    for (body, expected) in [("x".repeat(2112), "200 2112"), ("x".repeat(2113), SHARE)] {
         let app = App::saying(answer("", &body));
         let upstream = upstream_at(app.address.clone());
         assert_eq!(words(&ask_under(&upstream, "callback", &|| true, &held).await), expected);

@@ -36,7 +36,7 @@ fn good_callers_do_not_notice_half_heads_over_http1() {
 }
 
 #[test]
-fn half_a_head_ends_with_its_timeout_wherever_it_begins() {
+fn half_a_head_ends_with_its_timeout_over_http2_and_harms_nobody_over_http1() {
     heads::stuck().hold();
 }
 
