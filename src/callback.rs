@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Uri, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
 
 use crate::go_json::{self, Field, Kind, Span, Token, Tokens, Type};
 use crate::policy::{FieldTypes, OperationIds, UnknownCommands, Validation};
@@ -22,6 +22,9 @@ pub mod target;
 
 /// The header of OpenIM's tracing ID, as every HTTP library compares it.
 pub const OPERATION_ID: &str = "operationid";
+
+/// The same, for look-ups: a text would be parsed for each.
+static OPERATION_ID_NAME: HeaderName = HeaderName::from_static(OPERATION_ID);
 
 /// Longest operation ID, bytes: OpenIM joins up to 500 of them for one push, and this is twice as much.
 pub const OPERATION_ID_LIMIT: usize = 64 << 10;
@@ -283,7 +286,8 @@ fn operation_id(
     wanted: OperationIds,
     generate: impl FnOnce() -> String,
 ) -> Result<OperationId, Rejection> {
-    let mut headers = raw.head.headers.get_all(OPERATION_ID).iter().map(|value| trimmed(value.as_bytes()));
+    let mut headers =
+        raw.head.headers.get_all(&OPERATION_ID_NAME).iter().map(|value| trimmed(value.as_bytes()));
     let header = headers.next();
     // Apps differ in which of two they read.
     if let (Some(first), Some(other)) = (&header, headers.find(|other| Some(other) != header.as_ref())) {

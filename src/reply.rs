@@ -73,16 +73,19 @@ pub struct Reply {
     findings: Findings,
     /// The app's own headers, where it is the app's answer.
     headers: Option<HeaderMap>,
+    /// The body is a part of the app's answer, and counts with it.
+    is_part: bool,
 }
 
 impl Reply {
     /// The app's answer, as it was read: its own bytes unless something was corrected.
     pub fn upstream(reading: Reading<'_>, answer: &Bytes, headers: HeaderMap, noticed: Findings) -> Reply {
-        let body = match reading.body {
-            Cow::Borrowed(part) => answer.slice_ref(part),
-            Cow::Owned(corrected) => corrected.into(),
+        let (body, is_part) = match reading.body {
+            Cow::Borrowed(part) => (answer.slice_ref(part), true),
+            Cow::Owned(corrected) => (corrected.into(), false),
         };
         Reply {
+            is_part,
             status: StatusCode::OK,
             body,
             verdict: reading.verdict,
@@ -105,21 +108,22 @@ impl Reply {
         let status =
             if status.is_redirection() || status.is_informational() { StatusCode::OK } else { status };
         let (origin, why) = (Origin::Upstream, Why::Nothing);
-        Reply { status, body, verdict, origin, why, findings: noticed, headers: Some(headers) }
+        let (headers, is_part) = (Some(headers), true);
+        Reply { status, body, verdict, origin, why, findings: noticed, headers, is_part }
     }
 
     /// A rule's or the override's own answer.
     pub fn rule(answer: Answer<'_>, callback: &Callback, noticed: Findings) -> Reply {
         let (verdict, body) = written(answer, Some(callback));
         let (status, origin, why) = (StatusCode::OK, Origin::Rule, Why::Nothing);
-        Reply { status, body, verdict, origin, why, findings: noticed, headers: None }
+        Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_part: false }
     }
 
     /// A rule's fallback for a cause.
     pub fn fallback(cause: Cause, answer: Answer<'_>, callback: &Callback, noticed: Findings) -> Reply {
         let (verdict, body) = written(answer, Some(callback));
         let (status, origin, why) = (StatusCode::OK, Origin::Fallback, Why::Cause(cause));
-        Reply { status, body, verdict, origin, why, findings: noticed, headers: None }
+        Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_part: false }
     }
 
     /// The fallback for a callback whose body was not kept. For a command whose allow must echo the request there
@@ -128,7 +132,16 @@ impl Reply {
         let answer = if echoes && answer == Answer::Allow { deny } else { answer };
         let (verdict, body) = written(answer, None);
         let (status, origin, why) = (StatusCode::OK, Origin::Fallback, Why::Cause(cause));
-        Reply { status, body, verdict, origin, why, findings: Findings::default(), headers: None }
+        Reply {
+            status,
+            body,
+            verdict,
+            origin,
+            why,
+            findings: Findings::default(),
+            headers: None,
+            is_part: false,
+        }
     }
 
     /// What the caller did wrong. Read by OpenIM as a refusal, or as a permission where the policy says so; never
@@ -151,6 +164,7 @@ impl Reply {
             why: Why::Rejection(rejection.label()),
             findings: Findings::default(),
             headers: None,
+            is_part: false,
         }
     }
 
@@ -182,6 +196,11 @@ impl Reply {
     /// What was corrected or noticed.
     pub fn findings(&self) -> Findings {
         self.findings
+    }
+
+    /// Whether the body is a part of the app's answer, whose memory is counted already.
+    pub fn is_part_of_answer(&self) -> bool {
+        self.is_part
     }
 
     /// The body and the app's headers, for the writer.

@@ -16,7 +16,7 @@ use crate::callback::rejection::Rejection;
 use crate::callback::target::UpstreamForm;
 use crate::callback::{Callback, OPERATION_ID, OPERATION_ID_LIMIT};
 use crate::cause::Overload;
-use crate::held::{CALLBACK_BYTES, FREE_BODY_BYTES, Holding};
+use crate::held::{CALLBACK_BYTES, FREE_BODY_BYTES, Holding, SMALL_BODY_BYTES};
 use crate::reply::Reply;
 use crate::verdict::Verdict;
 
@@ -348,8 +348,12 @@ pub fn response(reply: Reply, mut share: Option<Holding>) -> Response<AnswerBody
     const FINDING: HeaderName = HeaderName::from_static("callback-guard-finding");
     let (status, verdict, origin, why, findings) =
         (reply.status(), reply.verdict(), reply.origin(), reply.why(), reply.findings());
+    let is_counted = reply.is_part_of_answer();
     let (body, from_app) = reply.into_parts();
-    if let Some(share) = share.as_mut().filter(|_| body.len() > FREE_BODY_BYTES) {
+    if let Some(share) = share
+        .as_mut()
+        .filter(|_| body.len() > FREE_BODY_BYTES && !(is_counted && body.len() > SMALL_BODY_BYTES))
+    {
         // At the bound the body is kept all the same: it is an answer that is owed.
         let _ = share.grow_owed(CALLBACK_BYTES + body.len());
     }

@@ -245,7 +245,7 @@ fn misbehaves(activity: &Activity, taken: &mut Taken, cx: &mut Context<'_>) -> P
     if let Some(why) = activity.take_verdict() {
         return Poll::Ready(Misbehaves::Ending(why));
     }
-    if activity.deaf.get() && activity.active.get() == 0 && activity.unwritten.is_empty() {
+    if activity.is_through(cx) {
         return Poll::Ready(Misbehaves::Gone);
     }
     if taken.is_overdue(activity, cx) { Poll::Ready(Misbehaves::Unread) } else { Poll::Pending }

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -59,6 +59,8 @@ pub(super) struct Activity {
     pub(super) refused: Cell<Option<(BadHttp, &'static str)>>,
     /// Nothing more is read.
     pub(super) deaf: Cell<bool>,
+    /// Who ends a connection that is not read any more once nothing is in hand.
+    driver: RefCell<Option<Waker>>,
     abandoned: Cell<Abandoned>,
 }
 
@@ -96,6 +98,7 @@ impl Activity {
             verdict: Cell::new(None),
             refused: Cell::new(None),
             deaf: Cell::new(false),
+            driver: RefCell::default(),
             abandoned: Cell::new(Abandoned { since: now, begun: 0, count: 0 }),
         }
     }
@@ -145,6 +148,15 @@ impl Activity {
     fn refuse(&self, fault: BadHttp, text: &'static str) -> io::Error {
         self.refused.set(Some((fault, text)));
         io::Error::other(text)
+    }
+
+    /// Whether nothing is read any more, and nothing is in hand. Wakes the task when that is so.
+    pub(super) fn is_through(&self, cx: &Context<'_>) -> bool {
+        if !self.deaf.get() {
+            return false;
+        }
+        *self.driver.borrow_mut() = Some(cx.waker().clone());
+        self.active.get() == 0 && self.unwritten.is_empty()
     }
 
     /// Counts memory that the connection keeps beside its callbacks.
@@ -208,6 +220,9 @@ impl Drop for Active {
         self.activity.quiet_since.set(Instant::now());
         if !self.answered {
             self.activity.abandon();
+        }
+        if let Some(driver) = self.activity.driver.take() {
+            driver.wake();
         }
     }
 }
@@ -400,6 +415,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             return Err(activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
         }
         if head == 0 && frames.blocks() != blocks && activity.keep(pinned, &self.account).is_err() {
+            // A caller that heeds its GOAWAY sends no further heads.
+            if activity.ending.get() {
+                return Err(activity.refuse(BadHttp::NoMemory, "header fields that the connection keeps"));
+            }
             activity.end(Ending::Crowded);
         }
         Ok(())
