@@ -390,7 +390,7 @@ impl Proxy {
         let wake = deadline - TIMER_GRAIN;
         let settled = match self.exchange(asking, wake).await {
             Ok(received) if large::is_large(callback, &received) => {
-                Box::pin(self.settle_large(callback, plan, received, in_force, wake, noticed)).await
+                Box::pin(self.settle_large(asking, plan, received, in_force, wake, noticed)).await
             }
             Ok(received) => {
                 let bytes = received.known_size().unwrap_or_default();

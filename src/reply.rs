@@ -73,19 +73,19 @@ pub struct Reply {
     findings: Findings,
     /// The app's own headers, where it is the app's answer.
     headers: Option<HeaderMap>,
-    /// The body is a part of the app's answer, and counts with it.
-    is_part: bool,
+    /// The memory of the body counts already: it is a part of the app's answer.
+    is_counted: bool,
 }
 
 impl Reply {
     /// The app's answer, as it was read: its own bytes unless something was corrected.
     pub fn upstream(reading: Reading<'_>, answer: &Bytes, headers: HeaderMap, noticed: Findings) -> Reply {
-        let (body, is_part) = match reading.body {
+        let (body, is_counted) = match reading.body {
             Cow::Borrowed(part) => (answer.slice_ref(part), true),
             Cow::Owned(corrected) => (corrected.into(), false),
         };
         Reply {
-            is_part,
+            is_counted,
             status: StatusCode::OK,
             body,
             verdict: reading.verdict,
@@ -108,22 +108,22 @@ impl Reply {
         let status =
             if status.is_redirection() || status.is_informational() { StatusCode::OK } else { status };
         let (origin, why) = (Origin::Upstream, Why::Nothing);
-        let (headers, is_part) = (Some(headers), true);
-        Reply { status, body, verdict, origin, why, findings: noticed, headers, is_part }
+        let (headers, is_counted) = (Some(headers), true);
+        Reply { status, body, verdict, origin, why, findings: noticed, headers, is_counted }
     }
 
     /// A rule's or the override's own answer.
     pub fn rule(answer: Answer<'_>, callback: &Callback, noticed: Findings) -> Reply {
         let (verdict, body) = written(answer, Some(callback));
         let (status, origin, why) = (StatusCode::OK, Origin::Rule, Why::Nothing);
-        Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_part: false }
+        Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_counted: false }
     }
 
     /// A rule's fallback for a cause.
     pub fn fallback(cause: Cause, answer: Answer<'_>, callback: &Callback, noticed: Findings) -> Reply {
         let (verdict, body) = written(answer, Some(callback));
         let (status, origin, why) = (StatusCode::OK, Origin::Fallback, Why::Cause(cause));
-        Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_part: false }
+        Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_counted: false }
     }
 
     /// The fallback for a callback whose body was not kept. For a command whose allow must echo the request there
@@ -140,7 +140,7 @@ impl Reply {
             why,
             findings: Findings::default(),
             headers: None,
-            is_part: false,
+            is_counted: false,
         }
     }
 
@@ -164,7 +164,7 @@ impl Reply {
             why: Why::Rejection(rejection.label()),
             findings: Findings::default(),
             headers: None,
-            is_part: false,
+            is_counted: false,
         }
     }
 
@@ -198,9 +198,15 @@ impl Reply {
         self.findings
     }
 
-    /// Whether the body is a part of the app's answer, whose memory is counted already.
-    pub fn is_part_of_answer(&self) -> bool {
-        self.is_part
+    /// Whether the memory of the body is counted already.
+    pub fn is_counted(&self) -> bool {
+        self.is_counted
+    }
+
+    /// The same answer, with the same body, whose memory is counted now.
+    #[must_use]
+    pub fn counted(self, body: Bytes) -> Reply {
+        Reply { body, is_counted: true, ..self }
     }
 
     /// The body and the app's headers, for the writer.

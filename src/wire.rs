@@ -348,7 +348,7 @@ pub fn response(reply: Reply, mut share: Option<Holding>) -> Response<AnswerBody
     const FINDING: HeaderName = HeaderName::from_static("callback-guard-finding");
     let (status, verdict, origin, why, findings) =
         (reply.status(), reply.verdict(), reply.origin(), reply.why(), reply.findings());
-    let is_counted = reply.is_part_of_answer();
+    let is_counted = reply.is_counted();
     let (body, from_app) = reply.into_parts();
     if let Some(share) = share
         .as_mut()

@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Notes, Proxy, TIMER_GRAIN, echoes, time};
+use super::{Asking, Notes, Proxy, TIMER_GRAIN, echoes, time};
 use crate::callback::rejection::Rejection;
 use crate::callback::{Callback, Named, RawRequest};
 use crate::cause::Overload;
 use crate::deadlines::End;
 use crate::decode::LARGE_BODY_BYTES;
-use crate::held::Holding;
+use crate::held::{Holding, SMALL_BODY_BYTES, tie};
 use crate::in_force::InForce;
 use crate::policy::{Mode, Plan};
 use crate::reply::Reply;
@@ -108,7 +108,7 @@ impl Proxy {
     /// Unpacks and reads an answer, and makes the one of it that goes out.
     pub(super) async fn settle_large(
         &self,
-        callback: &Callback,
+        Asking { callback, share, .. }: Asking<'_>,
         plan: &Plan<'_>,
         received: Received,
         in_force: &Arc<InForce>,
@@ -126,9 +126,23 @@ impl Proxy {
                 settle(&callback, &plan, outcome, noticed, false)
             }
         };
-        self.decoded(wake, on_thread).await.unwrap_or_else(|why| {
-            settle(callback, plan, Outcome::Failed(why.into()), noticed, self.pod_is_ending())
-        })
+        let failed =
+            |failure| settle(callback, plan, Outcome::Failed(failure), noticed, self.pod_is_ending());
+        let mut settled = match self.decoded(wake, on_thread).await {
+            Ok(settled) => settled,
+            Err(why) => return failed(why.into()),
+        };
+        // An answer that was corrected is a copy.
+        let body = settled.reply.body();
+        if !settled.reply.is_counted() && body.len() > SMALL_BODY_BYTES {
+            let (body, mut copy) = (body.clone(), share.nothing_for_answer());
+            if let Err(overload) = copy.grow_to(body.len()) {
+                self.shared.metrics.overloaded(overload);
+                return failed(Failure::Overloaded(overload));
+            }
+            settled.reply = settled.reply.counted(tie(body, copy));
+        }
+        settled
     }
 
     /// Waits for the turn to decode so many bytes on the worker, because enough were decoded in this pass.

@@ -23,6 +23,9 @@ use crate::metrics::BadHttp;
 /// How long a connection that was told to end may go on: the longest OpenIM waits, and a little more.
 const LAST_ANSWERS: Duration = Duration::from_secs(20);
 
+/// The same on a connection that is not read any more: it does not show when its caller has gone, or has room again.
+const DEAF_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long a connection may take to say good-bye.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -185,21 +188,19 @@ impl Taken {
             self.timer = None;
             return false;
         }
-        let limit = self.limit;
-        loop {
-            let now = tokio::time::Instant::now().into_std();
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until((now + limit).into())));
-            // What is new is noted at each look.
-            let oldest = activity.unwritten.oldest(now);
-            if timer.as_mut().poll(cx).is_pending() {
-                return false;
-            }
-            match oldest.map(|oldest| oldest + limit) {
-                Some(until) if until <= now => return true,
-                Some(until) => timer.as_mut().reset(until.into()),
-                None => return false,
-            }
+        let limit = if activity.deaf.get() { self.limit.min(DEAF_LIMIT) } else { self.limit };
+        let now = tokio::time::Instant::now().into_std();
+        // What is new is noted at each look.
+        let Some(oldest) = activity.unwritten.oldest(now) else { return false };
+        let until = oldest + limit;
+        if until <= now {
+            return true;
         }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
+        if timer.deadline() != until.into() {
+            timer.as_mut().reset(until.into());
+        }
+        timer.as_mut().poll(cx).is_ready()
     }
 }
 

@@ -220,7 +220,14 @@ impl Lab {
         let only_fresh = samples.iter().all(|sample| sample.wrong.is_none() || sample.kind == Kind::Fresh);
         let tolerated = only_fresh && refused <= fresh / FRESH_REFUSED_SHARE;
         if !reasons.is_empty() && !tolerated {
-            self.complain(format!("{attack}: of {} answers wrong or missing: {reasons:?}", samples.len()));
+            let (_, overloads) =
+                page(self.guard.admin_address(), "/metrics", PROBE_TIMEOUT).unwrap_or_default();
+            let overloads: Vec<_> =
+                overloads.lines().filter(|line| line.contains("overloads_total{")).collect();
+            self.complain(format!(
+                "{attack}: of {} answers wrong or missing: {reasons:?}; {overloads:?}",
+                samples.len()
+            ));
         }
         if samples.is_empty() {
             self.complain(format!("{attack}: the good callers sent nothing"));
