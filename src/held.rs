@@ -64,7 +64,8 @@ impl Held {
     /// at the first call, with the same bound or another, that finds no more held than the bound.
     pub fn set_limit(&self, limit: usize) {
         let old = self.shared.limit.swap(limit, Ordering::Relaxed);
-        if limit < old {
+        // With nothing held nobody was let in under the old bound, as at the start, which has none of its own.
+        if limit < old && self.bytes() > 0 {
             self.shared.former_limit.fetch_max(old, Ordering::Relaxed);
         } else if self.bytes() <= limit {
             self.shared.former_limit.store(0, Ordering::Relaxed);

@@ -242,6 +242,19 @@ fn answers_have_the_former_bound_until_no_more_is_held_than_the_lower_one() {
 }
 
 #[test]
+fn a_bound_that_is_lowered_before_anything_is_held_leaves_no_former_one() {
+    let process = Process::new(1000, 8);
+    process.held.set_limit(100);
+    let callback = process.nothing(1, 0);
+    let mut answer = callback.nothing_for_answer();
+    assert_eq!((answer.grow_to(101), answer.grow_to(64)), (Err(PROCESS), Ok(())));
+    let mut lowered = Process::new(1000, 8).nothing(1, 0);
+    assert_eq!(lowered.grow_to(1), Ok(()));
+    lowered.account.held().set_limit(100);
+    assert_eq!(lowered.nothing_for_answer().grow_to(101), Ok(()), "the twin: somebody was let in");
+}
+
+#[test]
 fn a_tied_body_counts_for_as_long_as_any_part_of_it_is_there() {
     let process = Process::new(100, 8);
     let body = tie(Bytes::from(vec![0; 60]), process.nothing(1, 0));
