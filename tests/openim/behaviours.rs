@@ -1,6 +1,8 @@
 //! How OpenIM's client behaves, each seen once in front of the guard: what it sends, what it never repeats, how many
 //! connections it opens, and that it is let go of without a loss.
 
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
@@ -269,29 +271,68 @@ fn idle_connections_come_and_go_over_h1_without_a_failure() {
     assert!(app.asked().len() == 400);
 }
 
+/// What a Service is to pods: an address whose connections go to one of them, each to its end.
+struct Service {
+    address: SocketAddr,
+    pod: Arc<Mutex<SocketAddr>>,
+}
+
+impl Service {
+    fn of(pod: SocketAddr) -> Service {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let pod = Arc::new(Mutex::new(pod));
+        let current = Arc::clone(&pod);
+        // It ends with the process of the tests.
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let pod = *current.lock().expect("no panic under it");
+                let Ok(far) = TcpStream::connect(pod) else { continue };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (mut from, mut to) =
+                        (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+                    let _ = to.set_nodelay(true);
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Service { address, pod }
+    }
+
+    /// New connections go to this one.
+    fn moves_to(&self, pod: SocketAddr) {
+        *self.pod.lock().expect("no panic under it") = pod;
+    }
+}
+
 #[test]
 fn a_drain_under_load_loses_nothing() {
     for h1 in [false, true] {
         let app = App::start(|_| vec![Act::Work(Duration::from_millis(5)), Act::json(ALLOW)]);
-        // Several workers share their port, also with the guard that comes after: the way two pods share a Service.
-        let guard = |listen: &str| {
-            let flags = Guard::with("").upstream(&app).flag("--workers", "2").flag("--listen", listen);
+        let guard = || {
+            let flags = Guard::with("").upstream(&app).flag("--workers", "2");
             flags.flag("--drain-delay", "1s").start()
         };
-        let mut old = guard("127.0.0.1:0");
-        let listen = old.listen().to_string();
+        let mut old = guard();
+        let service = Service::of(old.listen());
         let folder = Folder::new();
         let enough = folder.path().join("enough");
-        let job = with(with(call(known(SINGLE), &url(&old), 5), "do", "steady"), "times", 16);
+        let to = format!("https://localhost:{}/cb", service.address.port());
+        let job = with(with(call(known(SINGLE), &to, 5), "do", "steady"), "times", 16);
         let job = with(job, "until", enough.to_string_lossy());
         // Built and started before the clock runs: a first build takes longer than the log is waited for.
         let mut judge = judge(h1);
         let load = std::thread::spawn(move || one(&mut judge, job));
         for _ in 0..3 {
             old.wait_for_decisions(200);
-            let new = guard(&listen);
+            let new = guard();
             assert_eq!(old.admin_post("/drain").0, 200);
             old.terminate();
+            // A Service hears of it last: until then connections come to the one that ends.
+            service.moves_to(new.listen());
             assert_eq!(old.wait_exit(), 0);
             old = new;
         }
