@@ -70,7 +70,6 @@ pub(crate) struct Target {
 /// What came of an attack.
 struct Row {
     attack: &'static str,
-    finding: &'static str,
     /// Of the good callers' answers over kept connections: median, p99 and worst.
     lateness: [Duration; 3],
     answers: usize,
@@ -81,8 +80,8 @@ struct Row {
 }
 
 /// The head of the table of all attacks.
-pub(crate) const HEAD: &str = "| attack | finding | lateness p50 ms | p99 ms | worst ms | wrong or missing | of answers | peak MiB | the attacker |\n\
-    |---|---|--:|--:|--:|--:|--:|--:|---|";
+pub(crate) const HEAD: &str = "| attack | lateness p50 ms | p99 ms | worst ms | wrong or missing | of answers | peak MiB | the attacker |\n\
+    |---|--:|--:|--:|--:|--:|--:|---|";
 
 /// What ought to have been otherwise, in all labs of this process.
 static OTHERWISE: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -140,7 +139,6 @@ impl Lab {
     pub(crate) fn attack(
         &mut self,
         attack: &'static str,
-        finding: &'static str,
         kinds: &'static [Kind],
         seconds: u64,
         work: impl AsyncFnOnce(Target) -> String,
@@ -173,7 +171,6 @@ impl Lab {
         };
         let row = Row {
             attack,
-            finding,
             lateness: [0.5, 0.99, 1.0].map(|share| quantile(&late, share)),
             answers: samples.len(),
             wrong: samples.iter().filter(|sample| sample.wrong.is_some()).count(),
@@ -311,11 +308,8 @@ impl std::fmt::Display for Row {
         let [p50, p99, worst] = self.lateness.map(|late| format!("{:.1}", late.as_secs_f64() * 1e3));
         let peak =
             self.peak.map_or_else(|| "?".to_owned(), |bytes| format!("{:.0}", bytes as f64 / 1_048_576.0));
-        let Row { attack, finding, answers, wrong, fate, .. } = self;
-        write!(
-            out,
-            "| {attack} | {finding} | {p50} | {p99} | {worst} | {wrong} | {answers} | {peak} | {fate} |"
-        )
+        let Row { attack, answers, wrong, fate, .. } = self;
+        write!(out, "| {attack} | {p50} | {p99} | {worst} | {wrong} | {answers} | {peak} | {fate} |")
     }
 }
 

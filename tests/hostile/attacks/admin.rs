@@ -37,7 +37,7 @@ fn probes(admin: SocketAddr, until: Instant) -> std::thread::JoinHandle<(usize, 
 
 fn crowd(name: &'static str, seconds: u64, lab: &mut Lab, work: impl AsyncFnOnce(Target) -> String) {
     let mut complaint = None;
-    lab.attack(name, "4", &KEPT, seconds, async |target| {
+    lab.attack(name, &KEPT, seconds, async |target| {
         let probes = probes(target.admin, target.until);
         let fate = work(target).await;
         let (count, failed, slowest) = probes.join().expect("no panic");

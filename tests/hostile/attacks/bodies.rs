@@ -77,10 +77,10 @@ pub(crate) fn map() -> Lab {
     let sizes = [("small", 900 << 10), ("large", largest.min(2 * MIB) - 200)];
     let setup = sizes.iter().fold(setup, |setup, (mode, bytes)| setup.app_answers(mode, answer(*bytes)));
     let mut lab = Lab::start(setup);
-    lab.attack("answers with a map of one key again and again, 0.9 MB", "3", &KEPT, 2, async |target| {
+    lab.attack("answers with a map of one key again and again, 0.9 MB", &KEPT, 2, async |target| {
         ask(&target, MODIFY, "small").await
     });
-    lab.attack("the same, 2 MB or --max-answer-size", "3", &KEPT, 2, async |target| {
+    lab.attack("the same, 2 MB or --max-answer-size", &KEPT, 2, async |target| {
         ask(&target, MODIFY, "large").await
     });
     lab
@@ -92,7 +92,7 @@ pub(crate) fn answers_at_once() -> Lab {
     let largest = setup.default_size("--max-answer-size");
     let setup = setup.app_answers("nested", toy::answer(nested(largest.min(7 * MIB) - 200, HEAD), ""));
     let mut lab = Lab::start(setup);
-    lab.attack("31 answers of 7 MB or --max-answer-size at once, in turns", "3", &KEPT, 4, async |target| {
+    lab.attack("31 answers of 7 MB or --max-answer-size at once, in turns", &KEPT, 4, async |target| {
         at_once(&target, 31, &h1_callback(&path("nested"), "", &body("u1"))).await
     });
     lab
@@ -105,10 +105,10 @@ pub(crate) fn requests_at_once() -> Lab {
     let mut lab = Lab::start(setup);
     let head = format!(r#"{{"callbackCommand":"{COMMAND}","operationID":"1","sendID":"good""#);
     let request = |bytes: usize| h1_callback(&path("ok"), "", &nested(bytes, &head));
-    lab.attack("24 requests of --max-request-size at once, in turns", "3", &KEPT, 4, async |target| {
+    lab.attack("24 requests of --max-request-size at once, in turns", &KEPT, 4, async |target| {
         at_once(&target, 24, &request(largest - 200)).await
     });
-    lab.attack("100 requests of 256 KiB at once, in turns", "3", &KEPT, 2, async |target| {
+    lab.attack("100 requests of 256 KiB at once, in turns", &KEPT, 2, async |target| {
         at_once(&target, 100, &request(256 << 10)).await
     });
     lab
@@ -164,7 +164,7 @@ pub(crate) fn packed_answers() -> Lab {
         ("200 packed answers of 3 KiB at once, 3 MB or --max-answer-size unpacked", "bomb"),
         ("the same of lists in lists", "nested"),
     ] {
-        lab.attack(name, "3", &KEPT, 2, async |target| {
+        lab.attack(name, &KEPT, 2, async |target| {
             let Ok(mut connection) = H2::open(&target, &[(INITIAL_WINDOW, 1 << 20)]).await else {
                 return "not opened".to_owned();
             };
@@ -175,7 +175,7 @@ pub(crate) fn packed_answers() -> Lab {
             format!("{}, {} answers", connection.fate(), connection.seen().answers.get())
         });
     }
-    lab.attack("a packed answer of empty members, --max-answer-size", "3", &KEPT, 2, async |target| {
+    lab.attack("a packed answer of empty members, --max-answer-size", &KEPT, 2, async |target| {
         ask(&target, COMMAND, "members").await
     });
     lab

@@ -17,7 +17,7 @@ use crate::support::frames::{END_HEADERS, HEADERS, callback, callback_fields, fr
 /// A handshake, and then nothing, as often as there was ever room for by default.
 pub(crate) fn idle() -> Lab {
     let mut lab = Lab::start(Setup::new());
-    lab.attack("10,050 idle connections", "6", &KEPT_AND_FRESH, 12, async |target| {
+    lab.attack("10,050 idle connections", &KEPT_AND_FRESH, 12, async |target| {
         handshakes(&target, 10_050).await
     });
     lab
@@ -26,7 +26,7 @@ pub(crate) fn idle() -> Lab {
 /// The same with fewer places than connections.
 pub(crate) fn full() -> Lab {
     let mut lab = Lab::start(Setup::new().flag("--max-connections", "500"));
-    lab.attack("700 idle connections at 500 places", "8", &KEPT_AND_FRESH, 5, async |target| {
+    lab.attack("700 idle connections at 500 places", &KEPT_AND_FRESH, 5, async |target| {
         handshakes(&target, 700).await
     });
     lab
@@ -54,7 +54,7 @@ async fn handshakes(target: &Target, count: usize) -> String {
 /// Heads whose bodies do not come, on many connections.
 pub(crate) fn streams() -> Lab {
     let mut lab = Lab::start(Setup::new());
-    lab.attack("100 HTTP/2 connections of 1,000 heads without bodies", "6", &KEPT, 5, async |target| {
+    lab.attack("100 HTTP/2 connections of 1,000 heads without bodies", &KEPT, 5, async |target| {
         let block = callback_fields(&path("ok"));
         let mut open = Vec::new();
         for _ in 0..100 {
@@ -78,7 +78,7 @@ pub(crate) fn streams() -> Lab {
 /// One connection that keeps as many callbacks with a slow app as there are places.
 pub(crate) fn in_flight() -> Lab {
     let mut lab = Lab::start(Setup::new());
-    lab.attack("1,023 callbacks in flight, of one connection", "11", &KEPT, 5, async |target| {
+    lab.attack("1,023 callbacks in flight, of one connection", &KEPT, 5, async |target| {
         let Ok(mut connection) = H2::open(&target, &[]).await else { return "not opened".to_owned() };
         let mut sent = 0_u32;
         while Instant::now() < target.until && !connection.is_over() {
@@ -115,7 +115,7 @@ pub(crate) fn handshakes_rsa() -> Lab {
 
 fn flood(lab: &mut Lab, [few, many]: [&'static str; 2]) {
     for (name, at_once) in [(few, 20), (many, 1_000)] {
-        lab.attack(name, "9", &KEPT_AND_FRESH, 3, async |target| {
+        lab.attack(name, &KEPT_AND_FRESH, 3, async |target| {
             let hello = client_hello(&target);
             let begun = Instant::now();
             let mut answered = 0;

@@ -32,7 +32,7 @@ pub(crate) fn frames() -> Lab {
     ];
     for (name, bytes) in rows {
         let batch = bytes.repeat(BATCH_BYTES / bytes.len());
-        lab.attack(name, "7", &KEPT, 2, async |target| {
+        lab.attack(name, &KEPT, 2, async |target| {
             again_and_again(&target, |_| batch.clone(), bytes.len(), Duration::ZERO).await
         });
     }
@@ -46,7 +46,7 @@ pub(crate) fn windows() -> Lab {
     let batch = pair.repeat(BATCH_BYTES / pair.len());
     let open: Vec<u8> =
         (0..500).flat_map(|number| callback(2 * number + 1, &path("silent"), &body("u1"))).collect();
-    lab.attack("flood of SETTINGS that move the window of 500 streams", "7", &KEPT, 3, async |target| {
+    lab.attack("flood of SETTINGS that move the window of 500 streams", &KEPT, 3, async |target| {
         let make = |number| if number == 0 { open.clone() } else { batch.clone() };
         again_and_again(&target, make, pair.len() / 2, Duration::ZERO).await
     });
@@ -62,7 +62,7 @@ pub(crate) fn resets() -> Lab {
     let rows: [(&str, Make<'_>); 2] =
         [("resets of accepted heads", &head), ("resets of callbacks that the app has", &whole)];
     for (name, make) in rows {
-        lab.attack(name, "10", &KEPT, 3, async |target| {
+        lab.attack(name, &KEPT, 3, async |target| {
             let batch = |number: u32| {
                 let stream = |within: u32| 2 * (number * AT_ONCE + within) + 1;
                 let reset = |within| match number {

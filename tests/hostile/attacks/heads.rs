@@ -23,7 +23,7 @@ pub(crate) fn references() -> Lab {
         block.extend(std::iter::repeat_n(0x80 | 62, 7_900));
         block
     };
-    lab.attack("heads of 7,900 references over HTTP/2", "1", &KEPT, 4, async |target| {
+    lab.attack("heads of 7,900 references over HTTP/2", &KEPT, 4, async |target| {
         heads_without_bodies(&target, 2, 1_000, head).await
     });
     lab
@@ -36,7 +36,7 @@ pub(crate) fn distinct_names() -> Lab {
         let fields = (0..1_300_u32).flat_map(|number| field(format!("x{number:04}").as_bytes(), b"1"));
         callback_fields(&path("ok")).into_iter().chain(fields).collect()
     };
-    lab.attack("heads of 1,300 names over HTTP/2", "1", &KEPT, 4, async |target| {
+    lab.attack("heads of 1,300 names over HTTP/2", &KEPT, 4, async |target| {
         heads_without_bodies(&target, 2, 1_000, block).await
     });
     lab
@@ -71,7 +71,7 @@ async fn heads_without_bodies(
 /// Heads over HTTP/1.1 that stop short of their end, 250 KB each.
 pub(crate) fn half_h1() -> Lab {
     let mut lab = Lab::start(Setup::new());
-    lab.attack("half heads of 250 KB, 1,000 HTTP/1.1 connections", "25", &KEPT, 6, async |target| {
+    lab.attack("half heads of 250 KB, 1,000 HTTP/1.1 connections", &KEPT, 6, async |target| {
         let mut streams = many_h1(&target, 1_000, None).await;
         let half = format!("POST /x HTTP/1.1\r\nHost: x\r\nb: {}", "q".repeat(250 << 10));
         for stream in &mut streams {
@@ -90,7 +90,7 @@ pub(crate) fn stuck() -> Lab {
     const GRACE: Duration = Duration::from_secs(2);
     let mut lab = Lab::start(Setup::new().flag("--header-timeout", "2s"));
     let mut left = Vec::new();
-    lab.attack("200 half heads behind a whole request, HTTP/1.1", "17", &KEPT, 5, async |target| {
+    lab.attack("200 half heads behind a whole request, HTTP/1.1", &KEPT, 5, async |target| {
         let mut streams = many_h1(&target, 200, None).await;
         let made = streams.len();
         let whole = h1_callback(&path("ok"), "", &body("good"));
@@ -102,7 +102,7 @@ pub(crate) fn stuck() -> Lab {
         let open = streams.iter().filter(|stream| known.has(stream.get_ref().0)).count();
         format!("{} of {made} closed", made - open)
     });
-    lab.attack("200 half HEADERS frames, HTTP/2", "17", &KEPT, 5, async |target| {
+    lab.attack("200 half HEADERS frames, HTTP/2", &KEPT, 5, async |target| {
         let mut connections = Vec::new();
         let begun = Instant::now();
         for _ in 0..200 {
@@ -129,39 +129,33 @@ pub(crate) fn stuck() -> Lab {
 /// stream is open.
 pub(crate) fn pinned() -> Lab {
     let mut lab = Lab::start(Setup::new());
-    lab.attack(
-        "table entries that keep read buffers, 200 HTTP/2 connections",
-        "26",
-        &KEPT,
-        6,
-        async |target| {
-            let mut connections = Vec::new();
-            // POST, https, a path that is indexed; and filler, so that the next head is in another buffer.
-            let block = [&[0x83, 0x87, 0x44, 0x01, b'/'][..], &field(b"x", &[b'y'; 15_800])].concat();
-            for _ in 0..200 {
-                if Instant::now() > target.until {
+    lab.attack("table entries that keep read buffers, 200 HTTP/2 connections", &KEPT, 6, async |target| {
+        let mut connections = Vec::new();
+        // POST, https, a path that is indexed; and filler, so that the next head is in another buffer.
+        let block = [&[0x83, 0x87, 0x44, 0x01, b'/'][..], &field(b"x", &[b'y'; 15_800])].concat();
+        for _ in 0..200 {
+            if Instant::now() > target.until {
+                break;
+            }
+            let Ok(mut connection) = H2::open(&target, &[]).await else { break };
+            for number in 0..100 {
+                if connection.is_over()
+                    || connection
+                        .write(&frame(HEADERS, END_HEADERS | 1, 2 * number + 1, &block))
+                        .await
+                        .is_err()
+                {
                     break;
                 }
-                let Ok(mut connection) = H2::open(&target, &[]).await else { break };
-                for number in 0..100 {
-                    if connection.is_over()
-                        || connection
-                            .write(&frame(HEADERS, END_HEADERS | 1, 2 * number + 1, &block))
-                            .await
-                            .is_err()
-                    {
-                        break;
-                    }
-                    // A read of its own for each.
-                    tokio::task::yield_now().await;
-                }
-                connections.push(connection);
+                // A read of its own for each.
+                tokio::task::yield_now().await;
             }
-            rest(&target).await;
-            let mut fates = Fates::default();
-            connections.iter().for_each(|connection| fates.add(connection.fate()));
-            fates.to_string()
-        },
-    );
+            connections.push(connection);
+        }
+        rest(&target).await;
+        let mut fates = Fates::default();
+        connections.iter().for_each(|connection| fates.add(connection.fate()));
+        fates.to_string()
+    });
     lab
 }

@@ -22,7 +22,7 @@ pub(crate) fn garbage() -> Lab {
     let before = about_others(&lab);
     let begun = Instant::now();
     let mut opened = 0;
-    lab.attack("connections of 20 bytes of garbage", "15", &KEPT, 4, async |target| {
+    lab.attack("connections of 20 bytes of garbage", &KEPT, 4, async |target| {
         let begun = Instant::now();
         while Instant::now() < target.until {
             let all = join_all((0..100).map(|_| async {

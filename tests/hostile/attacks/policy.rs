@@ -27,7 +27,7 @@ pub(crate) fn patterns() -> Lab {
         ("48,000 patterns, IDs of --max-request-size", largest),
     ] {
         let request = h1_callback(&path("ok"), "", &body(&"a".repeat(length)));
-        lab.attack(name, "13", &KEPT, 2, async |target| one_by_one(&target, &request).await);
+        lab.attack(name, &KEPT, 2, async |target| one_by_one(&target, &request).await);
     }
     lab
 }
@@ -41,7 +41,7 @@ pub(crate) fn tokens() -> Lab {
         ("Connection with 32 options of 400 letters", format!("{},", "a".repeat(400)).repeat(32)),
     ] {
         let request = h1_callback(&path("ok"), &format!("Connection: {options}b\r\n"), &body("u1"));
-        lab.attack(name, "14", &KEPT, 2, async |target| {
+        lab.attack(name, &KEPT, 2, async |target| {
             let (fates, other) = tokio::join!(one_by_one(&target, &request), one_by_one(&target, &request));
             format!("{fates}; {other}")
         });

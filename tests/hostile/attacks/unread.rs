@@ -27,48 +27,36 @@ pub(crate) fn h1() -> Lab {
     let setup = Setup::new();
     let largest = setup.default_size("--max-request-size").min(8 << 20) - 300;
     let mut lab = Lab::start(setup);
-    lab.attack(
-        "unread answers of --max-request-size, 192 MiB over HTTP/1.1",
-        "5",
-        &KEPT,
-        8,
-        async |target| {
-            let request = |bytes: usize| {
-                let head = format!(
-                    r#"{{"callbackCommand":"{SET_GROUP}","operationID":"1","groupID":"g","introduction":""#
-                );
-                let text = format!("{head}{}\"}}", "x".repeat(bytes - head.len() - 2));
-                h1_callback(&format!("/{SET_GROUP}?mode=allow"), "", text.as_bytes())
-            };
-            let mut open = Vec::new();
-            // Smaller ones behind them fill what a large one leaves.
-            let sizes = [
-                (largest, (192 << 20) / largest),
-                (1 << 20, 8),
-                (128 << 10, 16),
-                (16 << 10, 32),
-                (9 << 10, 16),
-            ];
-            for (bytes, count) in sizes.map(|(bytes, count)| (largest.min(bytes), count)) {
-                let mut streams = Vec::new();
-                for _ in 0..count {
-                    streams.extend(tls(target.listen, &target.h1, Some(4096)).await);
-                }
-                let request = request(bytes);
-                // Some at a time, as their uploads share the bound.
-                for part in streams.chunks_mut(4) {
-                    let writing = part.iter_mut().map(|stream| async {
-                        let _ =
-                            tokio::time::timeout(Duration::from_secs(1), stream.write_all(&request)).await;
-                    });
-                    join_all(writing).await;
-                }
-                open.extend(streams);
+    lab.attack("unread answers of --max-request-size, 192 MiB over HTTP/1.1", &KEPT, 8, async |target| {
+        let request = |bytes: usize| {
+            let head = format!(
+                r#"{{"callbackCommand":"{SET_GROUP}","operationID":"1","groupID":"g","introduction":""#
+            );
+            let text = format!("{head}{}\"}}", "x".repeat(bytes - head.len() - 2));
+            h1_callback(&format!("/{SET_GROUP}?mode=allow"), "", text.as_bytes())
+        };
+        let mut open = Vec::new();
+        // Smaller ones behind them fill what a large one leaves.
+        let sizes =
+            [(largest, (192 << 20) / largest), (1 << 20, 8), (128 << 10, 16), (16 << 10, 32), (9 << 10, 16)];
+        for (bytes, count) in sizes.map(|(bytes, count)| (largest.min(bytes), count)) {
+            let mut streams = Vec::new();
+            for _ in 0..count {
+                streams.extend(tls(target.listen, &target.h1, Some(4096)).await);
             }
-            rest(&target).await;
-            open_or_closed(open.iter().map(|stream| stream.get_ref().0)).to_string()
-        },
-    );
+            let request = request(bytes);
+            // Some at a time, as their uploads share the bound.
+            for part in streams.chunks_mut(4) {
+                let writing = part.iter_mut().map(|stream| async {
+                    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(&request)).await;
+                });
+                join_all(writing).await;
+            }
+            open.extend(streams);
+        }
+        rest(&target).await;
+        open_or_closed(open.iter().map(|stream| stream.get_ref().0)).to_string()
+    });
     lab
 }
 
@@ -77,7 +65,7 @@ pub(crate) fn h2_large() -> Lab {
     let setup = Setup::new();
     let largest = setup.default_size("--max-answer-size").min(1 << 20) - 300;
     let mut lab = Lab::start(setup.app_answers("large", large_answer(largest)));
-    lab.attack("unread answers of 1 MiB, 192 of them over HTTP/2", "5", &KEPT, 5, async |target| {
+    lab.attack("unread answers of 1 MiB, 192 of them over HTTP/2", &KEPT, 5, async |target| {
         zero_window(&target, 2, 96 << 20, largest, "large").await
     });
     lab
@@ -86,10 +74,10 @@ pub(crate) fn h2_large() -> Lab {
 /// The same with small answers, which nothing counted.
 pub(crate) fn h2_small() -> Lab {
     let mut lab = Lab::start(Setup::new().app_answers("eight", large_answer(8 << 10)));
-    lab.attack("unread answers of 8 KiB, 40 HTTP/2 connections of 500", "6", &KEPT, 6, async |target| {
+    lab.attack("unread answers of 8 KiB, 40 HTTP/2 connections of 500", &KEPT, 6, async |target| {
         zero_window(&target, 40, 500 * (8 << 10), 8 << 10, "eight").await
     });
-    lab.attack("unread answers of rules, 60 HTTP/2 connections of 500", "6", &KEPT, 5, async |target| {
+    lab.attack("unread answers of rules, 60 HTTP/2 connections of 500", &KEPT, 5, async |target| {
         zero_window(&target, 60, 500, 1, "good").await
     });
     lab
@@ -125,7 +113,7 @@ pub(crate) fn slowly_read() -> Lab {
     const LARGE: usize = 900 << 10;
     let mut lab = Lab::start(Setup::new().app_answers("large", large_answer(LARGE)));
     let mut left = Vec::new();
-    lab.attack("answers read a byte each 3 s, or never, for 23 s", "5", &KEPT, 23, async |target| {
+    lab.attack("answers read a byte each 3 s, or never, for 23 s", &KEPT, 23, async |target| {
         let request = h1_callback(&path("large"), "", &body("u1"));
         let mut never = many_h1(&target, 5, Some(4096)).await;
         let mut slowly = Vec::new();
@@ -184,7 +172,6 @@ pub(crate) fn send_buffers() -> Lab {
     let mut found = None;
     lab.attack(
         "kernel send buffers: 20 unread answers of 3 MiB or --max-answer-size",
-        "24",
         &KEPT,
         3,
         async |target| {
