@@ -2,8 +2,10 @@
 
 use std::io;
 
+use rustix::process::setpriority_process;
+
 /// How much nicer it is than the rest of the process: a tenth of a core, while another thread wants all of it.
-const NICENESS: libc::c_int = 10;
+const NICENESS: i32 = 10;
 
 /// Puts the calling thread behind the other threads of the process: it is nicer, preempts nobody when it wakes
 /// (`SCHED_BATCH`), and has no real-time policy, if the process was started with one. No privilege is needed. A system that refuses
@@ -17,23 +19,23 @@ pub fn step_back() -> io::Result<()> {
     // SAFETY: 0 is the calling thread, and the kernel only reads the parameters.
     #[allow(unsafe_code, reason = "no crate in use offers the policy of one thread")]
     let policy = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
-    // SAFETY: takes no pointer. On Linux 0 is the calling thread, and not the whole process.
-    #[allow(unsafe_code, reason = "no crate in use offers the niceness of one thread")]
-    let niceness = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-    if policy == 0 && niceness == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let policy = if policy == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    let niceness = setpriority_process(None, NICENESS).map_err(io::Error::from);
+    policy.and(niceness)
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::getpriority_process;
+
     use super::*;
 
     /// Niceness and policy of the calling thread.
-    fn own() -> (libc::c_int, libc::c_int) {
-        // SAFETY: neither takes a pointer.
+    fn own() -> (i32, libc::c_int) {
+        // SAFETY: takes no pointer.
         #[allow(unsafe_code, reason = "as above")]
-        unsafe {
-            (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0))
-        }
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        (getpriority_process(None).expect("this thread"), policy)
     }
 
     #[test]
