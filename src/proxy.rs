@@ -394,16 +394,18 @@ impl Proxy {
             }
             Ok(received) => {
                 let bytes = received.known_size().unwrap_or_default();
-                if let Some(turn) = self.turns.decode(bytes)
-                    && let Err(why) = Box::pin(self.wait_for(turn, bytes, wake)).await
-                {
-                    return failed(why.into());
-                }
-                let outcome = received.unpack().map_or_else(Outcome::Failed, Outcome::Answered);
-                settle(callback, plan, outcome, noticed, self.pod_is_ending())
+                let turn = match self.turns.decode(bytes) {
+                    Some(turn) => Box::pin(self.wait_for(turn, bytes, wake)).await,
+                    None => Ok(()),
+                };
+                turn.map_err(Failure::from).and_then(|()| received.unpack()).map(|answered| {
+                    let outcome = Outcome::Answered(answered);
+                    settle(callback, plan, outcome, noticed, self.pod_is_ending())
+                })
             }
-            Err(failure) => failed(failure),
+            Err(failure) => Err(failure),
         };
+        let settled = settled.unwrap_or_else(failed);
         if let Some(permit) = permit {
             permit.record(settled.learned, Instant::now());
         }

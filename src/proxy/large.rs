@@ -114,35 +114,27 @@ impl Proxy {
         in_force: &Arc<InForce>,
         wake: Instant,
         noticed: Findings,
-    ) -> Settled {
+    ) -> Result<Settled, Failure> {
         let on_thread = {
             let (rule_index, overridden) = (plan.rule_index, plan.over.is_some());
             let (callback, in_force) = (callback.clone(), Arc::clone(in_force));
             move || {
                 let over = in_force.over.as_ref().filter(|_| overridden);
                 let plan = in_force.policy.plan(rule_index, &callback.named(), over);
-                let outcome = received.unpack().map_or_else(Outcome::Failed, Outcome::Answered);
+                let outcome = Outcome::Answered(received.unpack()?);
                 // An app that answered is not gone.
-                settle(&callback, &plan, outcome, noticed, false)
+                Ok::<_, Failure>(settle(&callback, &plan, outcome, noticed, false))
             }
         };
-        let failed =
-            |failure| settle(callback, plan, Outcome::Failed(failure), noticed, self.pod_is_ending());
-        let mut settled = match self.decoded(wake, on_thread).await {
-            Ok(settled) => settled,
-            Err(why) => return failed(why.into()),
-        };
+        let mut settled = self.decoded(wake, on_thread).await??;
         // An answer that was corrected is a copy.
         let body = settled.reply.body();
         if !settled.reply.is_counted() && body.len() > SMALL_BODY_BYTES {
             let (body, mut copy) = (body.clone(), share.nothing_for_answer());
-            if let Err(overload) = copy.grow_to(body.len()) {
-                self.shared.metrics.overloaded(overload);
-                return failed(Failure::Overloaded(overload));
-            }
+            copy.grow_to(body.len()).map_err(Failure::Overloaded)?;
             settled.reply = settled.reply.counted(tie(body, copy));
         }
-        settled
+        Ok(settled)
     }
 
     /// Waits for the turn to decode so many bytes on the worker, because enough were decoded in this pass.

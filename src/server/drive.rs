@@ -64,7 +64,8 @@ impl<H: Handler> Server<H> {
                     return;
                 }
                 why = poll_fn(|cx| misbehaves(activity, &mut taken, cx)) => {
-                    self.told(why.fault(), why.text());
+                    let (fault, text) = why.reason();
+                    self.told(fault, text);
                     if why.is_at_once() {
                         return;
                     }
@@ -221,22 +222,18 @@ impl Misbehaves {
         }
     }
 
-    fn fault(self) -> BadHttp {
+    /// For the metric and for the log.
+    fn reason(self) -> (BadHttp, &'static str) {
         match self {
-            Misbehaves::Unread => BadHttp::Unread,
-            Misbehaves::Ending(Ending::Crowded | Ending::NoMemory) => BadHttp::NoMemory,
-            Misbehaves::Ending(Ending::Abandons) => BadHttp::Abandons,
-            Misbehaves::Gone => BadHttp::Ended,
-        }
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Misbehaves::Unread => "an answer was not taken in time",
-            Misbehaves::Ending(Ending::NoMemory) => "a callback that not even a refusal can be kept for",
-            Misbehaves::Ending(Ending::Crowded) => "header fields that the connection keeps",
-            Misbehaves::Ending(Ending::Abandons) => "most callbacks are abandoned",
-            Misbehaves::Gone => "a connection whose callbacks were abandoned",
+            Misbehaves::Unread => (BadHttp::Unread, "an answer was not taken in time"),
+            Misbehaves::Ending(Ending::NoMemory) => {
+                (BadHttp::NoMemory, "a callback that not even a refusal can be kept for")
+            }
+            Misbehaves::Ending(Ending::Crowded) => {
+                (BadHttp::NoMemory, "header fields that the connection keeps")
+            }
+            Misbehaves::Ending(Ending::Abandons) => (BadHttp::Abandons, "most callbacks are abandoned"),
+            Misbehaves::Gone => (BadHttp::Ended, "a connection whose callbacks were abandoned"),
         }
     }
 }

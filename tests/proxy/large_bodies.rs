@@ -280,3 +280,17 @@ async fn a_large_callback_is_checked_and_answered_as_a_small_one_is() {
     caller.hang_up();
     guard.wait_for_metric("callback_guard_held_bytes", 0.0).await;
 }
+
+#[tokio::test]
+async fn an_answer_with_no_room_to_unpack_is_an_overload_that_is_counted_and_with_room_it_is_the_apps() {
+    let app = App::start(|_| vec![packed(allow_with_a_map(900 << 10).as_bytes())]);
+    let policy = "defaults: {callerTimeout: 15s, timeout: 14s, fallback: Deny}";
+    for (held, expected, overloads) in
+        [("1MiB", "deny fallback overloaded", 1.0), ("64MiB", "allow upstream -", 0.0)]
+    {
+        let guard = Guard::with(policy).upstream(&app).flag("--max-held", held).start();
+        let answer = Caller::h2(&guard).await.send(&Call::new(COMMAND)).await;
+        assert_eq!(answer.told(), expected, "{held}");
+        assert_eq!(guard.count("callback_guard_overloads_total", &[]), overloads, "{held}");
+    }
+}
