@@ -117,7 +117,8 @@ fn framing(
     Ok(length.map_or(Framing::UntilEnd, Framing::Length))
 }
 
-/// Where in a chunked body the reader is (RFC 9112, section 7.1).
+/// Where in a chunked body the reader is (RFC 9112, section 7.1). It takes what Go's client takes (net/http/internal/chunked.go
+/// of Go 1.26): a line of a size, and the end of a chunk, are ended by CR LF and have no other CR.
 pub(super) enum Chunks {
     Size,
     Data(usize),
@@ -154,18 +155,14 @@ impl Chunks {
                         };
                     };
                     let line = buffer.split_to(end + 1);
-                    let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
                     match self {
-                        Chunks::DataEnd if line.is_empty() => *self = Chunks::Size,
+                        Chunks::DataEnd if line == "\r\n" => *self = Chunks::Size,
                         Chunks::DataEnd => return Err("a chunk longer than its size".to_owned()),
-                        Chunks::Trailer(_) if line.is_empty() => return Ok(true),
+                        Chunks::Trailer(_) if line == "\r\n" || line == "\n" => return Ok(true),
                         Chunks::Trailer(HEADERS_LIMIT) => return Err("endless trailers".to_owned()),
                         Chunks::Trailer(fields) => *fields += 1,
                         Chunks::Size | Chunks::Data(_) => {
-                            let digits =
-                                line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-                            let size = std::str::from_utf8(digits).ok().filter(|text| !text.starts_with('+'));
-                            let size = size.and_then(|text| usize::from_str_radix(text, 16).ok());
+                            let size = chunk_size(&line);
                             *self = match size.ok_or("a chunk size that is none")? {
                                 0 => Chunks::Trailer(0),
                                 size => Chunks::Data(size),
@@ -176,6 +173,17 @@ impl Chunks {
             }
         }
     }
+}
+
+/// The size in a line that ends with LF: hexadecimal digits, then perhaps an extension, which says nothing to anybody here.
+fn chunk_size(line: &[u8]) -> Option<usize> {
+    let line = line.strip_suffix(b"\r\n").filter(|line| !line.contains(&b'\r'))?;
+    let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+    // A blank may stand at the end of the line, and not before an extension.
+    let blanks = digits.iter().rev().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    let digits = if digits.len() == line.len() { &digits[..digits.len() - blanks] } else { digits };
+    let size = std::str::from_utf8(digits).ok().filter(|text| !text.starts_with('+') && text.len() <= 16)?;
+    usize::from_str_radix(size, 16).ok()
 }
 
 /// Unpacks gzip, as Go's client would, and takes the header away; any other coding is one OpenIM cannot read. What is unpacked
