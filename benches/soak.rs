@@ -1,4 +1,5 @@
-//! A long run in which everything goes wrong at once: `cargo bench --bench soak -- --for 60m` (a minute without `--for`). Good callers
+//! A long run in which everything goes wrong at once: `cargo bench --bench soak -- --for 60m` (a minute without `--for`; `--callers 2` has
+//! twice as many good callers). Good callers
 //! over HTTP/1.1 and HTTP/2, an app whose answers are late, broken, cut off or wrong, bad callers beside them, a policy edit each second, a new
 //! certificate each minute (twice at least), and connections that end after five seconds.
 //!
@@ -69,7 +70,7 @@ const EDIT: Duration = Duration::from_secs(1);
 const LAG: u64 = 5;
 
 /// Callers, each of which sends the next callback when it has its answer: over HTTP/1.1 with a connection of their own, over HTTP/2 in
-/// groups.
+/// groups. `--callers` multiplies them.
 const H1_CALLERS: usize = 48;
 const H2_CONNECTIONS: usize = 6;
 const H2_CALLERS: usize = 24;
@@ -93,13 +94,14 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<bool, Failure> {
-    let length = length()?;
+    let (length, times) = (length()?, times()?);
     let folder = Folder::new("soak")?;
     let program = support::guard_program(&folder)?;
     support::reserve_descriptors()?;
     write_certificate(&folder)?;
     write_policy(&folder, 0)?;
-    println!("`cargo bench --bench soak -- --for {}s` on {}\n", length.as_secs(), support::machine());
+    let seconds = length.as_secs();
+    println!("`cargo bench --bench soak -- --for {seconds}s --callers {times}` on {}\n", support::machine());
     let (address, upstream) = (support::free_address()?, support::free_address()?);
     let mut command = Command::new(&program);
     command.arg("proxy").args(["--listen", &address.to_string(), "--admin-listen", "127.0.0.1:0"]);
@@ -127,7 +129,7 @@ fn measure() -> Result<bool, Failure> {
     let begun = Instant::now();
     let callers = {
         let (configs, edits, stop) = (configs.clone(), Arc::clone(&edits), Arc::clone(&stop));
-        thread::spawn(move || good_callers(address, upstream, configs, edits, &stop))
+        thread::spawn(move || good_callers(address, upstream, times, configs, edits, &stop))
     };
     let bad = Bad::start(address, configs);
     let mut watched = Watched::default();
@@ -141,14 +143,16 @@ fn measure() -> Result<bool, Failure> {
     Ok(report(&tally, &watched, &deeds, changed?, left))
 }
 
+/// What stands behind this option.
+fn option(name: &str) -> Option<String> {
+    let mut arguments = env::args().skip_while(|argument| argument != name);
+    arguments.next().map(|_| arguments.next().unwrap_or_default())
+}
+
 /// `--for 90s`, `--for 60m`, `--for 8h`; a minute without.
 fn length() -> Result<Duration, Failure> {
-    let arguments: Vec<String> = env::args().collect();
-    let Some(at) = arguments.iter().position(|argument| argument == "--for") else {
-        return Ok(Duration::from_secs(60));
-    };
-    let text = arguments.get(at + 1).map_or("", String::as_str);
-    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    let Some(text) = option("--for") else { return Ok(Duration::from_secs(60)) };
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).unwrap_or_default();
     let seconds = match unit {
         "s" => 1,
         "m" => 60,
@@ -158,6 +162,15 @@ fn length() -> Result<Duration, Failure> {
     match number.parse::<u64>() {
         Ok(number @ 1..) if seconds > 0 => Ok(Duration::from_secs(number * seconds)),
         _ => Err(format!("--for {text:?}: expected a time as 90s, 60m or 8h").into()),
+    }
+}
+
+/// `--callers 4`; once without.
+fn times() -> Result<usize, Failure> {
+    let Some(text) = option("--callers") else { return Ok(1) };
+    match text.parse() {
+        Ok(times @ 1..=16) => Ok(times),
+        _ => Err(format!("--callers {text:?}: expected 1 to 16, how many times as many good callers").into()),
     }
 }
 
@@ -252,6 +265,7 @@ struct Tally {
 fn good_callers(
     address: SocketAddr,
     upstream: SocketAddr,
+    times: usize,
     configs: [Arc<ClientConfig>; 2],
     edits: Arc<AtomicU64>,
     stop: &AtomicBool,
@@ -280,8 +294,8 @@ fn good_callers(
     local.block_on(&runtime, async {
         let _app = App::start_at(upstream).await.map_err(|error| error.to_string())?;
         let mut at_work = Vec::new();
-        let h1 = (0..H1_CALLERS).map(|_| (Rc::new(Connection::new(false)), 1));
-        let h2 = (0..H2_CONNECTIONS).map(|_| (Rc::new(Connection::new(true)), H2_CALLERS));
+        let h1 = (0..times * H1_CALLERS).map(|_| (Rc::new(Connection::new(false)), 1));
+        let h2 = (0..times * H2_CONNECTIONS).map(|_| (Rc::new(Connection::new(true)), H2_CALLERS));
         for (connection, count) in h1.chain(h2) {
             for _ in 0..count {
                 let seed = at_work.len() as u64 + 1;
