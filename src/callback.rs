@@ -225,8 +225,7 @@ pub struct Named {
 impl Named {
     /// Reads a target.
     pub fn of(uri: &Uri) -> Result<Named, Rejection> {
-        let target = Target::parse(uri)?;
-        let command = command::lookup(target.name());
+        let (target, command) = Target::parse_known(uri)?;
         Ok(Named { target, command })
     }
 
@@ -261,8 +260,9 @@ impl Checked {
         match body.values[table.watched[Watched::Command as usize]] {
             None => return Err(Rejection::BodyCommandMissing),
             Some((Token::Str, span)) => {
-                let named = go_json::unquote(span.of(&raw.body));
-                if named != target.name() {
+                let named = span.of(&raw.body);
+                if !go_json::is_text(named, target.name()) {
+                    let named = go_json::unquote(named);
                     return Err(Rejection::two_commands("the URL", target.name(), "the body", &named));
                 }
             }
@@ -296,6 +296,12 @@ fn operation_id(
     let missing = header.is_none();
     let in_header = header.unwrap_or_default();
     let in_body = match body.values[watched[Watched::OperationId as usize]] {
+        // As OpenIM sends it.
+        Some((Token::Str, span))
+            if !in_header.is_empty() && go_json::is_text(span.of(&raw.body), &in_header) =>
+        {
+            return Ok(OperationId { text: in_header, generated: false });
+        }
         Some((Token::Str, span)) => go_json::unquote(span.of(&raw.body)),
         _ => Cow::default(),
     };
@@ -465,7 +471,9 @@ fn field_at(fields: &[Field], raw: &[u8], escaped: bool, command_at: usize) -> (
     } else {
         Cow::Borrowed(inner)
     };
-    match fields.iter().position(|field| field.name.as_bytes() == &*key) {
+    // Of two names most differ in their length or in the first letter; to compare the rest is a call.
+    let is = |name: &[u8]| name.len() == key.len() && name.first() == key.first() && name == &*key;
+    match fields.iter().position(|field| is(field.name.as_bytes())) {
         Some(at) => (Some(at), true),
         None => (go_json::folds_to(&key, fields[command_at].name).then_some(command_at), false),
     }

@@ -99,8 +99,14 @@ pub static COMMON_RESPONSE: &[Field] = &[
 
 /// Finds a command by today's name or by one that an earlier server, or the published documentation, used.
 pub fn lookup(name: &str) -> Option<&'static Command> {
+    find(name).map(|(_, command)| command)
+}
+
+/// The same, with the name as the table has it.
+pub fn find(name: &str) -> Option<(&'static str, &'static Command)> {
     let at = NAMES.binary_search_by(|(known, ..)| (*known).cmp(name)).ok()?;
-    Some(&COMMANDS[NAMES[at].1])
+    let (name, command, _) = NAMES[at];
+    Some((name, &COMMANDS[command]))
 }
 
 /// How many places [`place`] knows.

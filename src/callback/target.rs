@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use http::Uri;
 
-use super::command;
+use super::command::{self, Command};
 use super::rejection::Rejection;
 
 /// Longest name of a command that is taken; the longest of today has 49 letters.
@@ -16,7 +16,7 @@ const NAME_LIMIT: usize = 128;
 /// The command of a request target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    name: String,
+    name: Cow<'static, str>,
     place: Place,
 }
 
@@ -55,6 +55,15 @@ pub enum UpstreamForm {
 impl Target {
     /// Finds the command in a request target.
     pub fn parse(uri: &Uri) -> Result<Target, Rejection> {
+        Target::parse_known(uri).map(|(target, _)| target)
+    }
+
+    /// The same, with the table's entry of the command, if it is in the table.
+    pub(super) fn parse_known(uri: &Uri) -> Result<(Target, Option<&'static Command>), Rejection> {
+        let found = |name, place| {
+            let (name, command) = checked(name)?;
+            Ok((Target { name, place }, command))
+        };
         let (path, query) = (uri.path(), uri.query());
         let segment = path.rsplit_once('/').map_or(path, |(_, segment)| segment);
         let mut named: Option<&str> = None;
@@ -87,20 +96,20 @@ impl Target {
                 return Err(Rejection::two_commands("the path", segment, "command=", name));
             }
             let place = if in_path { Place::Segment } else { Place::Parameter };
-            return Ok(Target { name: checked(name)?, place });
+            return found(name, place);
         }
         // With a query in webhooks.url the appended "/command" stands behind it.
         if let Some((_, name)) = query.and_then(|query| query.rsplit_once('/'))
             && (command::lookup(name).is_some() || command::lookup(segment).is_none())
         {
-            return Ok(Target { name: checked(name)?, place: Place::QueryEnd });
+            return found(name, Place::QueryEnd);
         }
-        Ok(Target { name: checked(segment)?, place: Place::Segment })
+        found(segment, Place::Segment)
     }
 
     /// The target of a request that names no command at all.
     pub fn none() -> Target {
-        Target { name: String::new(), place: Place::Segment }
+        Target { name: Cow::Borrowed(""), place: Place::Segment }
     }
 
     /// The command as it was sent.
@@ -136,12 +145,16 @@ impl Target {
     }
 }
 
-fn checked(name: &str) -> Result<String, Rejection> {
+/// The name, if it can be one, with its entry in the table: nearly every name is there, and needs no copy and no check.
+fn checked(name: &str) -> Result<(Cow<'static, str>, Option<&'static Command>), Rejection> {
+    if let Some((name, command)) = command::find(name) {
+        return Ok((Cow::Borrowed(name), Some(command)));
+    }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if name.is_empty() || name.len() > NAME_LIMIT || !name.bytes().all(plain) {
         return Err(Rejection::NoCommand);
     }
-    Ok(name.to_owned())
+    Ok((Cow::Owned(name.to_owned()), None))
 }
 
 /// The bytes of a text with `%41` in it; what is no such escape stays.
@@ -174,7 +187,7 @@ mod tests {
     use super::*;
 
     fn name(target: &str) -> Result<String, Rejection> {
-        Target::parse(&target.parse().expect("a valid target")).map(|target| target.name)
+        Target::parse(&target.parse().expect("a valid target")).map(|target| target.name.into_owned())
     }
 
     #[test]

@@ -331,6 +331,47 @@ fn a_plain_run_ends_at_the_first_byte_that_needs_a_look() {
     assert_eq!(plain_run(&[0x20, 0x21, 0x7f, 0x80, 0xff, b'!', b'[', b']', b'#']), 9);
 }
 
+#[test]
+fn a_string_is_read_alike_whatever_its_length_and_what_is_behind_it() {
+    for length in 0..40 {
+        for behind in ["", "   ", "                    "] {
+            let text = "a".repeat(length);
+            let document = format!("\"{text}\"{behind}");
+            let mut tokens = Tokens::new(document.as_bytes());
+            assert_eq!(tokens.next(), Ok(Some((Token::Str, Span::new(0, length + 2)))), "{document}");
+            assert_eq!((tokens.escaped(), tokens.next()), (false, Ok(None)), "{document}");
+            for at in 0..length {
+                let (before, after) = (&text[..at], &text[at + 1..]);
+                let escape = format!("\"{before}\\n{after}\"{behind}");
+                let mut tokens = Tokens::new(escape.as_bytes());
+                assert_eq!(tokens.next(), Ok(Some((Token::Str, Span::new(0, length + 3)))), "{escape}");
+                assert!(tokens.escaped(), "{escape}");
+                let control = format!("\"{before}\n{after}\"{behind}");
+                let expected = Expected::StringByte;
+                let error = SyntaxError::Byte { at: at as u32 + 1, found: b'\n', expected };
+                assert_eq!(Tokens::new(control.as_bytes()).next(), Err(error), "{control:?}");
+            }
+            let end = &document.as_bytes()[..=length];
+            assert_eq!(Tokens::new(end).next(), Err(SyntaxError::End), "{document}");
+        }
+    }
+}
+
+#[test]
+fn a_text_is_told_with_and_without_escapes() {
+    for (raw, text, is) in [
+        (r#""group""#, "group", true),
+        (r#""gr\u006fup""#, "group", true),
+        (r#""groups""#, "group", false),
+        (r#""""#, "", true),
+        (r#""a\n""#, "a\n", true),
+        (r#""a\\n""#, r"a\n", true),
+        (r#""a\n""#, r"a\n", false),
+    ] {
+        assert_eq!(is_text(raw.as_bytes(), text), is, "{raw} {text:?}");
+    }
+}
+
 /// Documents of a few hundred KiB, of every shape that takes a loop of its own: tokens, a string, escapes, digits, space.
 fn long_documents() -> Vec<String> {
     let fill = |text: &str| text.repeat(300_000 / text.len());

@@ -106,6 +106,10 @@ impl<'b> Tokens<'b> {
         let (name, rest) = (name.as_bytes(), &self.bytes[self.at..]);
         let rest = if comma { rest.strip_prefix(b",") } else { Some(rest) };
         let Some([b'"', rest @ ..]) = rest else { return false };
+        // Of two names most differ in the first letter; to compare the rest is a call.
+        if rest.first() != name.first() {
+            return false;
+        }
         let Some([b'"', b':', rest @ ..]) = rest.strip_prefix(name) else { return false };
         self.at = self.bytes.len() - rest.len();
         self.expect = Expect::Value;
@@ -215,9 +219,22 @@ impl<'b> Tokens<'b> {
         Ok(token)
     }
 
+    /// Reads a string behind its first quote; nearly all are short.
+    #[inline]
     fn string(&mut self) -> Result<(), SyntaxError> {
         self.escaped = false;
         self.at += 1;
+        if let Some(chunk) = self.bytes[self.at..].first_chunk()
+            && let Some(stop) = first_stop(chunk)
+            && chunk[stop] == b'"'
+        {
+            self.at += stop + 1;
+            return Ok(());
+        }
+        self.long_string()
+    }
+
+    fn long_string(&mut self) -> Result<(), SyntaxError> {
         loop {
             if self.at >= self.look_at {
                 self.look()?;
@@ -309,20 +326,22 @@ impl<'b> Tokens<'b> {
 
 /// How many bytes from the start need no look in a string: no quote, no backslash, no control character.
 pub(super) fn plain_run(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGH: u64 = ONES << 7;
-    let mut run = 0;
-    // Eight at a time: `x - ONES & !x & HIGH` has a bit where a byte of x is zero, and `(x - 0x20 each) & !x & HIGH`
-    // where a byte is below 0x20. Only behind such a byte can there be a bit too many, so the first one is right.
-    for chunk in bytes.chunks_exact(8) {
-        let word = u64::from_le_bytes(chunk.try_into().expect("chunks_exact yields eight bytes"));
-        let zero = |x: u64| x.wrapping_sub(ONES) & !x & HIGH;
-        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
-        let stops = control | zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\')));
-        if stops != 0 {
-            return run + stops.trailing_zeros() as usize / 8;
+    let (chunks, rest) = bytes.as_chunks();
+    for (at, chunk) in chunks.iter().enumerate() {
+        if let Some(stop) = first_stop(chunk) {
+            return at * 16 + stop;
         }
-        run += 8;
     }
-    run + bytes[run..].iter().take_while(|byte| **byte >= 0x20 && **byte != b'"' && **byte != b'\\').count()
+    bytes.len() - rest.len() + rest.iter().take_while(|byte| !needs_look(**byte)).count()
+}
+
+/// The first of 16 bytes that needs a look. Without a branch inside, the compiler looks at all of them at once.
+#[inline]
+fn first_stop(chunk: &[u8; 16]) -> Option<usize> {
+    let marks = u128::from_le_bytes(chunk.map(|byte| if needs_look(byte) { 0xff } else { 0 }));
+    (marks != 0).then(|| marks.trailing_zeros() as usize / 8)
+}
+
+fn needs_look(byte: u8) -> bool {
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
