@@ -140,6 +140,8 @@ pub struct Policy {
     caller_timeout: Duration,
     /// The written ones and then the one that matches all: never empty.
     rules: Vec<Rule>,
+    /// Whether one of them looks further than at the command.
+    looks_into_bodies: bool,
 }
 
 /// Reads a `policy.yaml`. A text that holds nothing, or only comments, gives the built-in defaults under a
@@ -167,6 +169,17 @@ pub(crate) fn compile_node(node: &spec::Node) -> Result<(Policy, Warnings), Prob
 }
 
 impl Policy {
+    fn new(
+        hash: String,
+        mode: Mode,
+        validation: Validation,
+        caller_timeout: Duration,
+        rules: Vec<Rule>,
+    ) -> Policy {
+        let looks_into_bodies = rules.iter().any(|rule| rule.matches.looks_into_bodies());
+        Policy { hash, mode, validation, caller_timeout, rules, looks_into_bodies }
+    }
+
     /// What is in force where there is no policy: every callback is put to the app with a timeout of 2 s,
     /// and every fallback is `Allow`.
     pub fn builtin() -> Policy {
@@ -192,6 +205,11 @@ impl Policy {
     /// Whether it acts.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Whether a rule looks into callbacks. If none does, [`Self::decide`] needs to know no more than the command.
+    pub fn looks_into_bodies(&self) -> bool {
+        self.looks_into_bodies
     }
 
     /// How long OpenIM waits for an answer, 1 s to 15 s.

@@ -82,13 +82,8 @@ pub(super) fn single(text: &str) -> Result<Option<Rc<Node>>, Problems> {
 /// What is in force where nothing is written.
 pub(super) fn builtin(hash: String) -> Policy {
     let defaults = Defaults::builtin();
-    Policy {
-        hash,
-        mode: Mode::Enforce,
-        validation: Validation::default(),
-        caller_timeout: CALLER_TIMEOUT,
-        rules: vec![defaults.rule(Arc::from(DEFAULT_RULE), Match::default())],
-    }
+    let rules = vec![defaults.rule(Arc::from(DEFAULT_RULE), Match::default())];
+    Policy::new(hash, Mode::Enforce, Validation::default(), CALLER_TIMEOUT, rules)
 }
 
 /// Reads a document; `hash` names it.
@@ -126,7 +121,7 @@ fn policy(root: &Field<'_>, hash: String, findings: &mut Findings) -> Option<Pol
         slow_patterns(field, &fields, &rules, findings);
     }
     rules.push(defaults.rule(Arc::from(DEFAULT_RULE), Match::default()));
-    Some(Policy { hash, mode, validation, caller_timeout: defaults.caller_timeout, rules })
+    Some(Policy::new(hash, mode, validation, defaults.caller_timeout, rules))
 }
 
 fn choice<T: Copy>(

@@ -147,6 +147,22 @@ impl Match {
         }
     }
 
+    /// Whether it looks further than at the command.
+    pub(super) fn looks_into_bodies(&self) -> bool {
+        let Match {
+            commands: _,
+            phases: _,
+            content_types,
+            session_types,
+            platform_ids,
+            send_ids,
+            recv_ids,
+            group_ids,
+        } = self;
+        [content_types, session_types, platform_ids].into_iter().any(Option::is_some)
+            || [send_ids, recv_ids, group_ids].into_iter().any(Option::is_some)
+    }
+
     /// How long it may take at the most to hold its patterns against a callback.
     pub(super) fn worst_time(&self) -> Duration {
         let commands = self.commands.as_ref().map(|commands| &commands.globs);
@@ -387,6 +403,26 @@ mod tests {
         assert!(first.fits(&Subject { platform_ids: [Some(1), Some(2)], ..base() }));
         let unknown = Match { phases: Some(vec![Phase::Unknown]), ..Match::default() };
         assert!(unknown.fits(&subject("somethingNew")));
+    }
+
+    #[test]
+    fn every_key_but_the_command_and_its_phase_looks_into_bodies() {
+        let base = Match::default;
+        for (rule, looks) in [
+            (base(), false),
+            (
+                Match { commands: Some(commands(&["new"])), phases: Some(vec![Phase::Before]), ..base() },
+                false,
+            ),
+            (Match { content_types: ints(&[1]), ..base() }, true),
+            (Match { session_types: ints(&[1]), ..base() }, true),
+            (Match { platform_ids: ints(&[1]), ..base() }, true),
+            (Match { send_ids: globs(&["x"]), ..base() }, true),
+            (Match { recv_ids: globs(&["x"]), ..base() }, true),
+            (Match { group_ids: globs(&["x"]), ..base() }, true),
+        ] {
+            assert_eq!(rule.looks_into_bodies(), looks, "{rule:?}");
+        }
     }
 
     #[test]
