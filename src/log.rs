@@ -369,10 +369,9 @@ pub struct Clock {
 impl Clock {
     /// The [`timestamp`] of this moment.
     pub fn stamp(&mut self, now: Instant) -> &str {
-        let time = match self.read {
-            Some((at, time)) if now.saturating_duration_since(at) < READ_AGAIN => {
-                time + now.saturating_duration_since(at)
-            }
+        let read = self.read.map(|(at, time)| (now.saturating_duration_since(at), time));
+        let time = match read {
+            Some((since, time)) if since < READ_AGAIN => time + since,
             _ => {
                 let time = SystemTime::now();
                 self.read = Some((now, time));
@@ -424,6 +423,12 @@ pub fn timestamp(line: &mut String, now: SystemTime) {
 
 /// A number with zeros in front up to a width. Every line has nine of them, a third of its cost by std's formatting.
 fn digits(line: &mut String, mut number: u64, width: usize) {
+    if number < 1000 && width <= 3 {
+        let written = if number < 10 { 1 } else { 2 + usize::from(number >= 100) };
+        let end = 3 * (number as usize + 1);
+        line.push_str(&THREE_DIGITS[end - written.max(width)..end]);
+        return;
+    }
     let mut text = [b'0'; 20];
     let mut at = text.len();
     while number > 0 || at > text.len() - width {
@@ -433,6 +438,25 @@ fn digits(line: &mut String, mut number: u64, width: usize) {
     }
     line.push_str(std::str::from_utf8(&text[at..]).unwrap_or_default());
 }
+
+/// All numbers below 1,000 with zeros in front, one behind the other: of a callback's line all but the date is such numbers.
+static THREE_DIGITS: &str = {
+    const TEXT: [u8; 3000] = {
+        let mut text = [b'0'; 3000];
+        let mut number = 0;
+        while number < 1000 {
+            text[3 * number] += (number / 100) as u8;
+            text[3 * number + 1] += (number / 10 % 10) as u8;
+            text[3 * number + 2] += (number % 10) as u8;
+            number += 1;
+        }
+        text
+    };
+    match std::str::from_utf8(&TEXT) {
+        Ok(text) => text,
+        Err(_) => unreachable!(),
+    }
+};
 
 #[cfg(test)]
 mod tests {
@@ -444,6 +468,17 @@ mod tests {
         let mut out = String::new();
         timestamp(&mut out, UNIX_EPOCH + Duration::from_secs(seconds));
         out
+    }
+
+    #[test]
+    fn numbers_have_as_many_zeros_in_front_as_they_need() {
+        for number in (0..1100).chain([9_999, 10_000, u64::MAX]) {
+            for width in 0..5 {
+                let mut written = String::new();
+                digits(&mut written, number, width);
+                assert_eq!(written, format!("{number:0width$}"));
+            }
+        }
     }
 
     #[test]

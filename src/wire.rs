@@ -23,6 +23,9 @@ use crate::verdict::Verdict;
 /// What is left for the app, in whole milliseconds; sent along with every callback.
 pub const TIMEOUT_HEADER: &str = "Callback-Guard-Timeout-Ms";
 
+/// For look-ups: a text would be parsed for each.
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// How much of a rejected body is read and thrown away, so that a caller who is still writing gets the answer and not
 /// a broken pipe, and for how long.
 const DISCARD_BYTES: usize = 64 << 20;
@@ -260,13 +263,15 @@ pub fn upstream_head(
     // One Host, also of HTTP/1.0 and HTTP/2: apps refuse none.
     let authority = || callback.uri().authority().map_or("callback-guard", |authority| authority.as_str());
     let host = headers.get(header::HOST).map_or_else(|| authority().as_bytes(), HeaderValue::as_bytes);
-    field(&mut head, "host", host);
+    head.extend_from_slice(b"Host: ");
+    head.extend_from_slice(host);
+    head.extend_from_slice(b"\r\n");
     for (name, value) in headers {
         let dropped = is_ours(name) || is_hop_by_hop(name) || is_in_disguise(name, headers);
         if dropped || (has_connection && !is_promised(name) && is_named(headers, name)) {
             continue;
         }
-        if name == OPERATION_ID && callback.operation_id().generated {
+        if callback.operation_id().generated && name == OPERATION_ID {
             continue;
         }
         field(&mut head, name.as_str(), value.as_bytes());
@@ -274,16 +279,18 @@ pub fn upstream_head(
     if callback.operation_id().generated {
         field(&mut head, OPERATION_ID, callback.operation_id().text.as_bytes());
     }
-    name(&mut head, "x-forwarded-for");
-    for value in headers.get_all("x-forwarded-for") {
+    head.extend_from_slice(b"X-Forwarded-For: ");
+    for value in headers.get_all(&FORWARDED_FOR) {
         head.extend_from_slice(value.as_bytes());
         head.extend_from_slice(b", ");
     }
     match peer.to_canonical() {
         IpAddr::V4(peer) => {
             for (place, octet) in peer.octets().into_iter().enumerate() {
-                head.extend_from_slice(if place == 0 { b"" } else { b"." });
-                decimal(&mut head, octet.into());
+                if place > 0 {
+                    head.push(b'.');
+                }
+                short_decimal(&mut head, octet);
             }
         }
         IpAddr::V6(peer) => head.extend_from_slice(peer.to_string().as_bytes()),
@@ -316,6 +323,17 @@ fn name(head: &mut Vec<u8>, name: &str) {
     head.extend_from_slice(b": ");
 }
 
+/// Writes a number of at most three digits.
+fn short_decimal(head: &mut Vec<u8>, number: u8) {
+    if number >= 100 {
+        head.push(b'0' + number / 100);
+    }
+    if number >= 10 {
+        head.push(b'0' + number / 10 % 10);
+    }
+    head.push(b'0' + number % 10);
+}
+
 /// Writes a number. What std would do for the four of a head costs as much as the rest of the head.
 fn decimal(head: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0; 20];
@@ -339,6 +357,9 @@ pub struct AnswerBody {
     /// The share.
     pub share: Option<Holding>,
 }
+
+/// How many header fields an answer of the app mostly has in the end: its type, our verdict and its origin, and a few more.
+pub const ANSWER_FIELDS: usize = 6;
 
 /// The answer as hyper writes it.
 pub fn response(reply: Reply, mut share: Option<Holding>) -> Response<AnswerBody> {
@@ -405,4 +426,22 @@ pub fn without_body(mut response: Response<AnswerBody>) -> Response<AnswerBody> 
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     response.body_mut().bytes = Bytes::new();
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_std_writes_them() {
+        for number in 0..=u8::MAX {
+            let (mut short, mut long) = (Vec::new(), Vec::new());
+            short_decimal(&mut short, number);
+            decimal(&mut long, number.into());
+            assert_eq!((&short, &long), (&number.to_string().into_bytes(), &short));
+        }
+        let mut long = Vec::new();
+        decimal(&mut long, u64::MAX);
+        assert_eq!(long, u64::MAX.to_string().into_bytes());
+    }
 }

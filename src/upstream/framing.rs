@@ -66,7 +66,8 @@ pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Head)>, NoHead> 
     let newer = parsed.version == Some(1);
     let mut keep_alive = if newer { !says("close") } else { says("keep-alive") };
     let framing = framing(code, fields, &mut keep_alive)?;
-    let mut headers = HeaderMap::with_capacity(fields.len());
+    // Room for those that our answer adds: a map that grows is made twice.
+    let mut headers = HeaderMap::with_capacity(fields.len().max(wire::ANSWER_FIELDS));
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| not_http("a header's name"))?;
         if wire::stays_behind(&name) || (names_headers && says(field.name)) {
