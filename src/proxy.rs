@@ -14,7 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,7 +29,7 @@ use crate::basic_auth::BasicAuth;
 use crate::callback::command::{self, Command, SafeDefault};
 use crate::callback::rejection::{Rejection, RejectionCause};
 use crate::callback::target::{Target, UpstreamForm};
-use crate::callback::{Callback, RawRequest};
+use crate::callback::{Callback, Named, RawRequest};
 use crate::cause::Overload;
 use crate::deadlines::{Deadlines, End};
 use crate::decode::{DecodeThread, LARGE_BODY_BYTES};
@@ -49,6 +49,7 @@ use crate::upstream::{Address, Patience, Reuse, Upstream};
 use crate::verdict::{Finding, Findings, Verdict};
 use crate::wire::{self, AnswerBody, ReadFault};
 use admit::{Admitted, NotAdmitted};
+use large::Large;
 use waiting::Waiting;
 
 mod admit;
@@ -126,13 +127,17 @@ struct Asking<'c> {
     peer: SocketAddr,
 }
 
+/// A request that was let in. Its parts stay where they are until they are taken.
+struct Arrived<'r, B> {
+    head: &'r mut request::Parts,
+    body: Pin<&'r mut B>,
+    admitted: &'r mut Admitted,
+}
+
 /// What is told of a callback beside its answer.
 #[derive(Default)]
 struct Notes {
-    /// Where it was accepted: command, name and operation ID are its own then.
-    callback: Option<Callback>,
-    /// Its share of memory.
-    share: Option<Holding>,
+    /// Of one that was not accepted: of others the callback itself tells these three.
     command: Option<&'static Command>,
     name: String,
     operation_id: String,
@@ -154,18 +159,6 @@ impl Notes {
         self.command
     }
 
-    fn command(&self) -> Option<&'static Command> {
-        self.callback.as_ref().map_or(self.command, Callback::command)
-    }
-
-    fn name(&self) -> &str {
-        self.callback.as_ref().map_or(&self.name, |callback| callback.target().name())
-    }
-
-    fn operation_id(&self) -> &str {
-        self.callback.as_ref().map_or(&self.operation_id, |callback| &callback.operation_id().text)
-    }
-
     fn decided_by(&mut self, by: AnsweredBy<'_>) {
         match by {
             AnsweredBy::Rule(rule) => self.rule = Some(Arc::clone(&rule.name)),
@@ -183,21 +176,23 @@ impl Handler for Proxy {
 
     async fn answer<B>(
         self: Rc<Self>,
-        request: Request<B>,
+        head: &mut request::Parts,
+        body: Pin<&mut B>,
         peer: SocketAddr,
-        admitted: Admitted,
+        admitted: &mut Admitted,
     ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes>,
     {
         let started = Instant::now();
-        let bodiless = request.method() == Method::HEAD;
+        let bodiless = head.method == Method::HEAD;
         let _counted = self.shared.metrics.callback();
         let in_force = Arc::clone(&self.shared.in_force.borrow());
-        let mut notes = Notes::default();
-        let reply = self.reply(request, peer, admitted, started, &in_force, &mut notes).await;
-        self.record(&reply, &notes, started);
-        let response = wire::response(reply, notes.share.take());
+        let (mut callback, mut notes) = (None, Notes::default());
+        let arrived = Arrived { head, body, admitted: &mut *admitted };
+        let reply = self.reply(arrived, peer, started, &in_force, &mut callback, &mut notes).await;
+        self.record(&reply, callback.as_ref(), &notes, started);
+        let response = wire::response(reply, Some(admitted.share.split_off(0)));
         if bodiless { wire::without_body(response) } else { response }
     }
 }
@@ -230,31 +225,31 @@ impl Proxy {
         Rc::clone(&self.turns)
     }
 
+    /// `accepted` has the callback once it is one.
     async fn reply<B: Body<Data = Bytes>>(
         &self,
-        request: Request<B>,
+        Arrived { head, mut body, admitted }: Arrived<'_, B>,
         peer: SocketAddr,
-        admitted: Admitted,
         started: Instant,
         in_force: &Arc<InForce>,
+        accepted: &mut Option<Callback>,
         notes: &mut Notes,
     ) -> Reply {
         let policy = &in_force.policy;
-        let (head, body) = request.into_parts();
-        let mut body = pin!(body);
         let config = &self.shared.config;
         let until = started + policy.longest_timeout();
         let Admitted { share, named, refused } = admitted;
-        let share = notes.share.insert(share);
-        let refused = refused.or_else(|| self.unwanted(&head).map(NotAdmitted::Rejected));
+        if refused.is_none() {
+            *refused = self.unwanted(head).map(NotAdmitted::Rejected);
+        }
         if let Some(refused) = refused {
             // Over HTTP/2 the answer does not wait for the body, and the body not in memory.
             if head.version != Version::HTTP_2 {
                 self.discard(body, until).await;
             }
             return match refused {
-                NotAdmitted::Rejected(rejection) => self.rejected(&head, &rejection, in_force, notes),
-                NotAdmitted::Overloaded(overload) => self.overloaded(&head, overload, in_force, notes),
+                NotAdmitted::Rejected(rejection) => self.rejected(head, rejection, in_force, notes),
+                NotAdmitted::Overloaded(overload) => self.overloaded(head, *overload, in_force, notes),
             };
         }
         let before = share.bytes();
@@ -276,35 +271,52 @@ impl Proxy {
                 if matches!(fault, ReadFault::Full(_) | ReadFault::TooLarge) {
                     self.discard(body, until).await;
                 }
-                return self.not_read(&head, fault, in_force, notes);
+                return self.not_read(head, fault, in_force, notes);
             }
         };
-        let raw = RawRequest { head, body: bytes };
-        if raw.body.len() > LARGE_BODY_BYTES {
+        if bytes.len() > LARGE_BODY_BYTES {
+            let large =
+                Large { head: take(head), body: bytes, named: take_named(named), until, started, peer };
             // In a box: the future of every callback would have its size.
-            let share = share.split_off(before);
-            return Box::pin(self.reply_to_large((raw, named), share, until, started, peer, in_force, notes))
-                .await;
+            return Box::pin(self.reply_to_large(large, (share, before), in_force, accepted, notes)).await;
         }
-        if let Some(turn) = self.turns.decode(raw.body.len())
-            && let Err(why) = Box::pin(self.wait_for(turn, raw.body.len(), until - TIMER_GRAIN)).await
+        if let Some(turn) = self.turns.decode(bytes.len())
+            && let Err(why) = Box::pin(self.wait_for(turn, bytes.len(), until - TIMER_GRAIN)).await
         {
-            return self.not_decoded(&raw.head, why, in_force, notes);
+            return self.not_decoded(head, why, in_force, notes);
         }
-        let callback = match Callback::parse_named(raw, named, policy.validation(), || self.generate()) {
-            Ok(callback) => callback,
+        let raw = RawRequest { head: take(head), body: bytes };
+        let callback = match self.accept(raw, take_named(named), in_force, notes) {
+            Ok(callback) => accepted.insert(callback),
+            Err(reply) => return reply,
+        };
+        let decision = {
+            let subject = if policy.looks_into_bodies() { callback.subject() } else { callback.named() };
+            policy.decide(&subject, in_force.over.as_ref(), time(in_force))
+        };
+        let asking = Asking { callback, share, peer };
+        self.decided(asking, decision, in_force, started, notes).await
+    }
+
+    /// Checks a callback; what is wrong with it is answered, unless the policy only observes.
+    #[allow(clippy::result_large_err, reason = "a move, and no allocation")]
+    fn accept(
+        &self,
+        raw: RawRequest,
+        named: Result<Named, Rejection>,
+        in_force: &InForce,
+        notes: &mut Notes,
+    ) -> Result<Callback, Reply> {
+        let policy = &in_force.policy;
+        match Callback::parse_named(raw, named, policy.validation(), || self.generate()) {
+            Ok(callback) => Ok(callback),
             Err((raw, rejection)) if policy.mode() == Mode::Observe && rejection.may_be_observed() => {
                 let would = self.rejected(&raw.head, &rejection, in_force, notes);
                 notes.instead = Some((would.verdict(), would.why()));
-                Callback::unchecked(raw, || self.generate())
+                Ok(Callback::unchecked(raw, || self.generate()))
             }
-            Err((raw, rejection)) => return self.rejected(&raw.head, &rejection, in_force, notes),
-        };
-        let (over, now) = (in_force.over.as_ref(), time(in_force));
-        let decision = policy.decide(&callback.subject(), over, now);
-        let reply = self.decided(&callback, decision, in_force, started, peer, notes).await;
-        notes.callback = Some(callback);
-        reply
+            Err((raw, rejection)) => Err(self.rejected(&raw.head, &rejection, in_force, notes)),
+        }
     }
 
     async fn discard<B: Body<Data = Bytes>>(&self, body: Pin<&mut B>, until: Instant) {
@@ -318,16 +330,14 @@ impl Proxy {
     /// Does what the policy says about a callback that was accepted.
     async fn decided(
         &self,
-        callback: &Callback,
+        asking: Asking<'_>,
         decision: Decision<'_>,
         in_force: &Arc<InForce>,
         started: Instant,
-        peer: SocketAddr,
         notes: &mut Notes,
     ) -> Reply {
+        let callback = asking.callback;
         let waiting = Waiting { proxy: self, callback, started };
-        let share = notes.share.as_ref().expect("a callback counts from its head on");
-        let asking = Asking { callback, share, peer };
         let noticed: Findings = callback.wrong_type().map(|_| Finding::FieldType).into_iter().collect();
         let reply = match decision {
             Decision::Answer { answer, by } => {
@@ -467,16 +477,20 @@ impl Proxy {
         Reply::rejection(rejection, in_force.policy.validation().on_rejection, echoes(command))
     }
 
-    fn record(&self, reply: &Reply, notes: &Notes, started: Instant) {
+    fn record(&self, reply: &Reply, callback: Option<&Callback>, notes: &Notes, started: Instant) {
+        let (command, name, operation_id) = match callback {
+            Some(callback) => (callback.command(), callback.target().name(), &callback.operation_id().text),
+            None => (notes.command, &*notes.name, &notes.operation_id),
+        };
         let now = Instant::now();
         let took = now - started;
         let rule = notes.rule.as_ref().unwrap_or(&self.no_rule);
-        let margin = notes.deadline.map(|deadline| {
-            let late = now.saturating_duration_since(deadline).as_secs_f64();
-            deadline.saturating_duration_since(now).as_secs_f64() - late
+        let margin = notes.deadline.map(|deadline| match deadline.checked_duration_since(now) {
+            Some(left) => left.as_secs_f64(),
+            None => -(now - deadline).as_secs_f64(),
         });
         self.recorder.record(&Counting {
-            command: notes.command(),
+            command,
             rule,
             verdict: reply.verdict(),
             origin: reply.origin(),
@@ -489,8 +503,8 @@ impl Proxy {
             self.recorder.observed(why);
         }
         let decision = log::Decision {
-            operation_id: notes.operation_id(),
-            command: notes.name(),
+            operation_id,
+            command: name,
             rule: notes.rule.as_deref().unwrap_or_default(),
             verdict: reply.verdict(),
             origin: reply.origin(),
@@ -547,6 +561,16 @@ impl Proxy {
         self.generated.set(self.generated.get() + 1);
         format!("guard-{:016x}", RandomState::new().hash_one((self.generated.get(), SystemTime::now())))
     }
+}
+
+/// Takes a head from where it came.
+fn take(head: &mut request::Parts) -> request::Parts {
+    std::mem::replace(head, Request::new(()).into_parts().0)
+}
+
+/// Takes what the target says from where it came.
+fn take_named(named: &mut Result<Named, Rejection>) -> Result<Named, Rejection> {
+    std::mem::replace(named, Err(Rejection::NoCommand))
 }
 
 /// The time, where the policy looks at it: an override ends by itself.

@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,12 +154,14 @@ pub trait Handler: 'static {
     fn admit(&self, head: &mut request::Parts, account: &Arc<Account>) -> Option<Self::Admitted>;
 
     /// Answers one request of this peer, whatever server it came through. Dropping the future is how a caller that hangs
-    /// up cancels what it asked.
+    /// up cancels what it asked. The request stays with the server, and is taken from as needed: a future has room of its own for
+    /// each value that it is handed, and this one is moved before its first poll.
     fn answer<B: Body<Data = Bytes>>(
         self: Rc<Self>,
-        request: Request<B>,
+        head: &mut request::Parts,
+        body: Pin<&mut B>,
         peer: SocketAddr,
-        admitted: Self::Admitted,
+        admitted: &mut Self::Admitted,
     ) -> impl Future<Output = Response<AnswerBody>>;
 }
 
@@ -280,8 +282,8 @@ impl<H: Handler> Server<H> {
         account: &Arc<Account>,
         activity: &Rc<Activity>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<H> {
-        let (mut head, body) = request.into_parts();
-        let admitted = self.handler.admit(&mut head, account);
+        let (mut head, mut body) = request.into_parts();
+        let mut admitted = self.handler.admit(&mut head, account);
         // Before the future is polled: a read in between would find a head under way, and start its timer.
         let mut active = activity.begin();
         if admitted.is_none() {
@@ -290,8 +292,8 @@ impl<H: Handler> Server<H> {
         let (handler, unwritten) = (Rc::clone(&self.handler), Rc::clone(&activity.unwritten));
         async move {
             // Without memory its connection ends now.
-            let Some(admitted) = admitted else { return std::future::pending().await };
-            let response = handler.answer(Request::from_parts(head, body), peer, admitted).await;
+            let Some(admitted) = &mut admitted else { return std::future::pending().await };
+            let response = handler.answer(&mut head, Pin::new(&mut body), peer, admitted).await;
             active.answered();
             let mut response = response.map(|answer| Outgoing::new(answer, &unwritten));
             // Asked when the answer leaves: the end may have come while it was made.

@@ -163,7 +163,8 @@ impl Upstream {
             Err(Ended::Unread) => self.unreachable(io::ErrorKind::ConnectionReset.into()),
         };
         if failure.lost_its_connection() {
-            self.wait_while_gone(&patience).await;
+            // In a box, as all that is rare: the future of every callback would have its size.
+            Box::pin(self.wait_while_gone(&patience)).await;
         }
         Err(failure)
     }
@@ -180,7 +181,7 @@ impl Upstream {
                 continue;
             }
             let error = match self.connect(patience).await {
-                Ok(connection) => return self.run_first(connection, request).await,
+                Ok(connection) => return Box::pin(self.run_first(connection, request)).await,
                 Err(error) => error,
             };
             // With no file descriptor for a new connection, wait for one that rests.
@@ -288,45 +289,49 @@ impl Upstream {
         self.reuse.unsolicited(&self.dialer.address, now);
     }
 
-    async fn run(
+    #[allow(clippy::manual_async_fn, reason = "the future of an async fn has room for its arguments twice")]
+    fn run(
         &self,
         mut connection: Connection,
         request: &Request<'_>,
         begun: Instant,
-    ) -> Result<Received, Ended> {
-        let before = connection.written;
-        let sent = connection.send(request, self.head_limit).await;
-        let head = match connection.head(self.head_limit).await {
-            Ok(head) => head,
-            // The kernel tells of a reset once. Told to the write, it makes the read look like the end of the stream.
-            Err(NoHead::Ended) if !was_reset(&sent) && connection.proves_unread(before) => {
-                return Err(Ended::Unread);
+    ) -> impl Future<Output = Result<Received, Ended>> {
+        async move {
+            let before = connection.written;
+            let sent = connection.send(request, self.head_limit).await;
+            let head = match connection.head(self.head_limit).await {
+                Ok(head) => head,
+                // The kernel tells of a reset once. Told to the write, it makes the read look like the end of the stream.
+                Err(NoHead::Ended) if !was_reset(&sent) && connection.proves_unread(before) => {
+                    return Err(Ended::Unread);
+                }
+                Err(NoHead::Ended) => {
+                    return Err(match sent {
+                        // A write that failed outright on a connection with no answer behind it: nothing went out at all.
+                        Err(_) if connection.written == before => Ended::Unread,
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                            self.unreachable(error).into()
+                        }
+                        Ok(()) | Err(_) => Failure::Cut { at: "before an answer" }.into(),
+                    });
+                }
+                Err(NoHead::Reset(_)) if connection.written == before => return Err(Ended::Unread),
+                Err(NoHead::Reset(error)) => return Err(self.unreachable(error).into()),
+                Err(NoHead::Cut) => return Err(Failure::Cut { at: "inside the head of its answer" }.into()),
+                Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
+            };
+            let turn = Turn::new(Rc::clone(&self.turns));
+            let (body, holding) =
+                connection.body(head.framing, self.answer_limit, request.share, turn).await?;
+            if !connection.buffer.is_empty() {
+                self.unsolicited(Instant::now());
+            } else if head.keep_alive && sent.is_ok() && head.framing != Framing::UntilEnd {
+                self.keep(connection, begun);
             }
-            Err(NoHead::Ended) => {
-                return Err(match sent {
-                    // A write that failed outright on a connection with no answer behind it: nothing went out at all.
-                    Err(_) if connection.written == before => Ended::Unread,
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                        self.unreachable(error).into()
-                    }
-                    Ok(()) | Err(_) => Failure::Cut { at: "before an answer" }.into(),
-                });
-            }
-            Err(NoHead::Reset(_)) if connection.written == before => return Err(Ended::Unread),
-            Err(NoHead::Reset(error)) => return Err(self.unreachable(error).into()),
-            Err(NoHead::Cut) => return Err(Failure::Cut { at: "inside the head of its answer" }.into()),
-            Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
-        };
-        let turn = Turn::new(Rc::clone(&self.turns));
-        let (body, holding) = connection.body(head.framing, self.answer_limit, request.share, turn).await?;
-        if !connection.buffer.is_empty() {
-            self.unsolicited(Instant::now());
-        } else if head.keep_alive && sent.is_ok() && head.framing != Framing::UntilEnd {
-            self.keep(connection, begun);
+            let (status, headers, limit) = (head.status, head.headers, self.answer_limit);
+            let coded = headers.contains_key(header::CONTENT_ENCODING);
+            Ok(Received { status, headers, body, holding, coded, limit })
         }
-        let (status, headers, limit) = (head.status, head.headers, self.answer_limit);
-        let coded = headers.contains_key(header::CONTENT_ENCODING);
-        Ok(Received { status, headers, body, holding, coded, limit })
     }
 
     fn keep(&self, mut connection: Connection, begun: Instant) {

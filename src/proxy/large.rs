@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::request;
 
 use super::{Asking, Notes, Proxy, TIMER_GRAIN, echoes, time};
 use crate::callback::rejection::Rejection;
@@ -36,6 +37,17 @@ pub(super) enum NotDecoded {
     Bug,
 }
 
+/// A callback with a large body, as it was read.
+pub(super) struct Large {
+    pub(super) head: request::Parts,
+    pub(super) body: Bytes,
+    pub(super) named: Result<Named, Rejection>,
+    /// When it must be answered, whatever its rule is.
+    pub(super) until: Instant,
+    pub(super) started: Instant,
+    pub(super) peer: SocketAddr,
+}
+
 /// A callback that may be answered.
 struct Accepted {
     callback: Callback,
@@ -59,20 +71,19 @@ pub(super) fn is_large(callback: &Callback, received: &Received) -> bool {
 }
 
 impl Proxy {
-    /// Answers a callback whose body is large. The share of the body goes along with it.
-    #[allow(clippy::too_many_arguments, reason = "what the route of every callback has")]
+    /// Answers a callback whose body is large. The share of the body, which is what there is beyond `before` bytes, goes along with
+    /// it.
     pub(super) async fn reply_to_large(
         &self,
-        (raw, named): (RawRequest, Result<Named, Rejection>),
-        share: Holding,
-        until: Instant,
-        started: Instant,
-        peer: SocketAddr,
+        Large { head, body, named, until, started, peer }: Large,
+        (share, before): (&mut Holding, usize),
         in_force: &Arc<InForce>,
+        accepted_as: &mut Option<Callback>,
         notes: &mut Notes,
     ) -> Reply {
-        let (head, generated) = (raw.head.clone(), self.generate());
+        let generated = self.generate();
         let on_thread = {
+            let (raw, share) = (RawRequest { head: head.clone(), body }, share.split_off(before));
             let in_force = Arc::clone(in_force);
             move || {
                 let mut share = share;
@@ -80,13 +91,11 @@ impl Proxy {
                 (accepted, share)
             }
         };
-        let (accepted, share) = match self.decoded(until - TIMER_GRAIN, on_thread).await {
+        let (accepted, of_body) = match self.decoded(until - TIMER_GRAIN, on_thread).await {
             Ok(decoded) => decoded,
             Err(why) => return self.not_decoded(&head, why, in_force, notes),
         };
-        if let Some(of_callback) = &mut notes.share {
-            of_callback.join(share);
-        }
+        share.join(of_body);
         let Accepted { callback, rule_index, observed } = match accepted {
             Ok(accepted) => accepted,
             Err(Refused::Rejected(rejection)) => return self.rejected(&head, &rejection, in_force, notes),
@@ -100,9 +109,8 @@ impl Proxy {
         }
         let (over, now) = (in_force.over.as_ref(), time(in_force));
         let decision = in_force.policy.decide_by_rule(rule_index, &callback.named(), over, now);
-        let reply = self.decided(&callback, decision, in_force, started, peer, notes).await;
-        notes.callback = Some(callback);
-        reply
+        let asking = Asking { callback: accepted_as.insert(callback), share, peer };
+        self.decided(asking, decision, in_force, started, notes).await
     }
 
     /// Unpacks and reads an answer, and makes the one of it that goes out.

@@ -29,9 +29,10 @@ impl Handler for Sized {
 
     async fn answer<B: Body<Data = Bytes>>(
         self: Rc<Self>,
-        _: Request<B>,
+        _: &mut request::Parts,
+        _: Pin<&mut B>,
         _: SocketAddr,
-        (): (),
+        (): &mut (),
     ) -> Response<AnswerBody> {
         Response::new(AnswerBody { bytes: vec![0; self.0].into(), share: None })
     }
