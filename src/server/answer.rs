@@ -38,6 +38,11 @@ impl Unwritten {
         self.bytes.get()
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.count.get()
+    }
+
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.count.get() == 0

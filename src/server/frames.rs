@@ -3,7 +3,8 @@
 //! - **Frames that carry no callback.** A frame of SETTINGS, PING, PRIORITY or of an unknown type costs its sender a few
 //!   bytes and the server a walk over all streams, at millions a second. A caller has credit for them: 1,000 at
 //!   first, 100 more each second, 10 for each callback, and one for each KiB that it reads of answers (Go's client sends two
-//!   WINDOW_UPDATE for 4 KiB). Without credit the connection ends.
+//!   WINDOW_UPDATE for 4 KiB). Without credit the connection ends. SETTINGS that change something cost one more for each open stream:
+//!   a new window is set for each of them.
 //! - **A head that does not end.** Whether a header block is under way is known here alone, and so is its time.
 //! - **What the decoder keeps** of the buffers that it read: see [`hpack`](super::hpack).
 
@@ -41,6 +42,7 @@ const FIELDS_UNDER_WAY: usize = 256;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -179,8 +181,13 @@ impl Frames {
         self.credit = self.credit.saturating_add(frames).min(MOST_CREDIT);
     }
 
-    /// Follows what was read.
-    pub(super) fn read(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Abuse> {
+    /// Follows what was read while so many streams are open.
+    pub(super) fn read(
+        &mut self,
+        mut bytes: &[u8],
+        streams: usize,
+        now: impl Fn() -> Instant,
+    ) -> Result<(), Abuse> {
         while !bytes.is_empty() {
             let taken = match self.at {
                 At::Preface { left } => {
@@ -195,7 +202,7 @@ impl Frames {
                     header[start..start + taken].copy_from_slice(&bytes[..taken]);
                     self.at = At::Header { bytes: header, filled: filled + taken as u8 };
                     if start + taken == HEADER_BYTES {
-                        self.frame(header, &now)?;
+                        self.frame(header, streams, &now)?;
                     }
                     taken
                 }
@@ -213,11 +220,17 @@ impl Frames {
         Ok(())
     }
 
-    fn frame(&mut self, header: [u8; HEADER_BYTES], now: impl Fn() -> Instant) -> Result<(), Abuse> {
+    fn frame(
+        &mut self,
+        header: [u8; HEADER_BYTES],
+        streams: usize,
+        now: impl Fn() -> Instant,
+    ) -> Result<(), Abuse> {
         let left = u32::from_be_bytes([0, header[0], header[1], header[2]]);
         let (kind, flags) = (header[3], header[4]);
         if !(kind == DATA && (left >= DATA_BYTES || flags & END_STREAM != 0)) {
-            self.spend(now)?;
+            let walk = if kind == SETTINGS && left > 0 { streams as u32 } else { 0 };
+            self.spend(1 + walk, now)?;
         }
         self.at = match kind {
             HEADERS | CONTINUATION => {
@@ -276,18 +289,18 @@ impl Frames {
         }
     }
 
-    fn spend(&mut self, now: impl Fn() -> Instant) -> Result<(), Abuse> {
-        if self.credit == 0 {
+    fn spend(&mut self, frames: u32, now: impl Fn() -> Instant) -> Result<(), Abuse> {
+        if self.credit < frames {
             let now = now();
             let since = now.saturating_duration_since(self.credited).min(Duration::from_secs(60));
-            let frames = since.as_millis() as u32 * CREDIT_PER_SECOND / 1000;
-            if frames == 0 {
+            let earned = since.as_millis() as u32 * CREDIT_PER_SECOND / 1000;
+            if self.credit + earned < frames {
                 return Err(Abuse::Frames);
             }
             self.credited = now;
-            self.add_credit(frames);
+            self.add_credit(earned);
         }
-        self.credit -= 1;
+        self.credit -= frames;
         Ok(())
     }
 }
@@ -297,7 +310,6 @@ mod tests {
     use super::*;
 
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    const SETTINGS: u8 = 4;
     const PING: u8 = 6;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
@@ -308,13 +320,13 @@ mod tests {
     /// A connection of which the preface came, at this time.
     fn connection(start: Instant) -> Frames {
         let mut frames = Frames::new(start);
-        frames.read(PREFACE, || start).expect("a preface");
+        frames.read(PREFACE, 0, || start).expect("a preface");
         frames
     }
 
     /// How many of these frames are taken, at most so many.
     fn taken(frames: &mut Frames, frame: &[u8], most: usize, now: Instant) -> usize {
-        (0..most).take_while(|_| frames.read(frame, || now).is_ok()).count()
+        (0..most).take_while(|_| frames.read(frame, 0, || now).is_ok()).count()
     }
 
     #[test]
@@ -333,6 +345,25 @@ mod tests {
             1000 + 6000,
             "an hour is a minute"
         );
+    }
+
+    #[test]
+    fn settings_that_change_something_cost_one_more_for_each_open_stream() {
+        let start = Instant::now();
+        let taken = |payload: &[u8], flags, streams| {
+            let mut frames = connection(start);
+            let settings = frame(SETTINGS, flags, payload);
+            (0..2000).take_while(|_| frames.read(&settings, streams, || start).is_ok()).count()
+        };
+        let window = [0, 4, 0, 0, 0, 1];
+        assert_eq!(taken(&window, 0, 500), 1);
+        assert_eq!(taken(&window, 0, 9), 100);
+        assert_eq!(taken(&window, 0, 0), 1000, "no stream is open, as when a client begins");
+        assert_eq!(taken(b"", 1, 500), 1000, "an acknowledgment changes nothing");
+        let mut frames = connection(start);
+        frames.callbacks(500);
+        frames.read(&frame(SETTINGS, 0, &window), 500, || start).expect("each callback adds ten");
+        assert_eq!(frames.credit, 1000 + 5000 - 501);
     }
 
     #[test]
@@ -384,7 +415,7 @@ mod tests {
         let (head_start, head_end) = (PREFACE.len() + other.len(), PREFACE.len() + other.len() + head.len());
         let mut frames = Frames::new(start);
         for (at, byte) in stream.iter().enumerate() {
-            frames.read(std::slice::from_ref(byte), || start).expect("nothing is wrong");
+            frames.read(std::slice::from_ref(byte), 0, || start).expect("nothing is wrong");
             let (read, owes) = (at + 1, frames.owes());
             if read < PREFACE.len() || (read > head_start && read < head_end) {
                 assert!(owes, "after {read} bytes");
@@ -394,7 +425,7 @@ mod tests {
             assert_eq!(frames.blocks(), u64::from(read >= head_end), "after {read} bytes");
         }
         let mut whole = Frames::new(start);
-        whole.read(&stream, || start).expect("nothing is wrong");
+        whole.read(&stream, 0, || start).expect("nothing is wrong");
         assert_eq!((whole.position, whole.blocks), (frames.position, 1));
         assert!(whole.pinned_bytes() >= frames.pinned_bytes());
         assert!(frames.pinned_bytes() > 0, "a literal with indexing was in it");
@@ -404,14 +435,14 @@ mod tests {
     fn a_head_that_does_not_end_is_counted_and_ends_with_more_fields_than_any_has() {
         let start = Instant::now();
         let mut frames = connection(start);
-        frames.read(&frame(HEADERS, 0, &[0x82; 100]), || start).expect("100 fields");
+        frames.read(&frame(HEADERS, 0, &[0x82; 100]), 0, || start).expect("100 fields");
         let counted = frames.head_bytes();
         assert!(counted >= 200 && frames.owes(), "{counted}");
-        frames.read(&frame(CONTINUATION, 0, &[0x82; 156]), || start).expect("256 fields");
+        frames.read(&frame(CONTINUATION, 0, &[0x82; 156]), 0, || start).expect("256 fields");
         assert!(frames.head_bytes() > counted);
-        assert_eq!(frames.read(&frame(CONTINUATION, 0, &[0x82]), || start), Err(Abuse::Fields));
+        assert_eq!(frames.read(&frame(CONTINUATION, 0, &[0x82]), 0, || start), Err(Abuse::Fields));
         let mut twin = connection(start);
-        twin.read(&frame(HEADERS, END_HEADERS, &[0x82; 5000]), || start)
+        twin.read(&frame(HEADERS, END_HEADERS, &[0x82; 5000]), 0, || start)
             .expect("a whole head is judged by its size");
         assert_eq!((twin.head_bytes(), twin.owes()), (0, false));
     }
@@ -422,9 +453,9 @@ mod tests {
         let mut frames = connection(start);
         assert_eq!(frames.read_limit(), FRAMES_AT_ONCE);
         let data = frame(DATA, 0, &[0; 10_000]);
-        frames.read(&data[..9], || start).expect("a header");
+        frames.read(&data[..9], 0, || start).expect("a header");
         assert_eq!(frames.read_limit(), 10_000);
-        frames.read(&data[9..], || start).expect("its payload");
+        frames.read(&data[9..], 0, || start).expect("its payload");
         assert_eq!(frames.read_limit(), FRAMES_AT_ONCE);
     }
 
@@ -444,9 +475,9 @@ mod tests {
                 stream.extend(frame(kind, random() as u8, &payload));
             }
             let (mut whole, mut pieces) = (Frames::new(start), Frames::new(start));
-            let all = whole.read(&stream, || start);
+            let all = whole.read(&stream, 0, || start);
             let piece = 1 + random() as usize % 50;
-            let each = stream.chunks(piece).try_for_each(|piece| pieces.read(piece, || start));
+            let each = stream.chunks(piece).try_for_each(|piece| pieces.read(piece, 0, || start));
             assert_eq!(all, each, "{stream:x?}");
             if all.is_ok() {
                 assert_eq!((whole.blocks, whole.position), (pieces.blocks, pieces.position), "{stream:x?}");

@@ -409,7 +409,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             self.credited = begun;
         }
         let blocks = frames.blocks();
-        frames.read(bytes, Instant::now).map_err(|abuse| activity.refuse(BadHttp::Flood, abuse.text()))?;
+        let streams = activity.active.get() + activity.unwritten.count();
+        frames.read(bytes, streams, Instant::now).map_err(|abuse| activity.refuse(BadHttp::Flood, abuse.text()))?;
         let (head, pinned) = (frames.head_bytes(), frames.pinned_bytes());
         if head > 0 && activity.keep(head + pinned, &self.account).is_err() {
             return Err(activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"));
