@@ -93,6 +93,11 @@ impl Holding {
         self.account.take_place(self.command)
     }
 
+    /// The number of the caller, for as long as it is connected.
+    pub fn caller(&self) -> usize {
+        self.account.number()
+    }
+
     /// Bytes of this share.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -204,7 +204,7 @@ impl Proxy {
         let reuse = Arc::clone(&shared.reuse);
         let turns = Rc::new(Turns::default());
         let limits = (*max_answer_size, *max_header_size);
-        let upstream = Upstream::new(upstream.clone(), limits, reuse, Rc::clone(&turns));
+        let upstream = Upstream::new(upstream.clone(), limits, reuse, &turns);
         let recorder = Recorder::new(Arc::clone(&shared.metrics));
         let (line, clock, generated) = (RefCell::default(), RefCell::default(), Cell::new(0));
         let (deadlines, no_rule) = (Deadlines::default(), Arc::from("none"));
@@ -280,7 +280,7 @@ impl Proxy {
             // In a box: the future of every callback would have its size.
             return Box::pin(self.reply_to_large(large, (share, before), in_force, accepted, notes)).await;
         }
-        if let Some(turn) = self.turns.decode(bytes.len())
+        if let Some(turn) = self.turns.decode(bytes.len(), || share.caller())
             && let Err(why) = Box::pin(self.wait_for(turn, bytes.len(), until - TIMER_GRAIN)).await
         {
             return self.not_decoded(head, why, in_force, notes);
@@ -404,7 +404,7 @@ impl Proxy {
             }
             Ok(received) => {
                 let bytes = received.known_size().unwrap_or_default();
-                let turn = match self.turns.decode(bytes) {
+                let turn = match self.turns.decode(bytes, || asking.share.caller()) {
                     Some(turn) => Box::pin(self.wait_for(turn, bytes, wake)).await,
                     None => Ok(()),
                 };

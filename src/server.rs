@@ -9,12 +9,13 @@
 //! ended, gracefully, at a certain age.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,7 +32,7 @@ use tokio_rustls::server::TlsStream;
 use crate::drain::Watch;
 use crate::held::{Account, Accounts, Identity};
 use crate::metrics::Metrics;
-use crate::turns::{Turn, Turns};
+use crate::turns::{Lane, Pace, Turn, Turns};
 use crate::wire::AnswerBody;
 use answer::Outgoing;
 use connections::{Connections, Registered};
@@ -248,7 +249,8 @@ impl<H: Handler> Server<H> {
     {
         let activity = Rc::new(Activity::new(h2));
         registered.watch(&activity);
-        let turn = Turn::new(Rc::clone(&self.turns));
+        let lane = self.turns.lane(account.number());
+        let (turn, pace) = (Turn::new(Rc::clone(&lane)), Pace::new(Rc::clone(&lane), h2));
         let limit = self.limits.header_timeout;
         let io = Watched::new(stream, Rc::clone(&activity), limit, turn, Arc::clone(&account));
         let io = TokioIo::new(io);
@@ -258,19 +260,19 @@ impl<H: Handler> Server<H> {
         };
         let limit = self.limits.header_limit + self.limits.large_field_limit + HEAD_SLACK_BYTES;
         if h2 {
-            let connection = http2::Builder::new(LocalExecutor(Rc::clone(&activity)))
+            let connection = http2::Builder::new(LocalExecutor { activity: Rc::clone(&activity), lane })
                 .max_concurrent_streams(STREAMS)
                 .max_header_list_size(u32::try_from(limit).unwrap_or(u32::MAX))
                 // In a box: hyper and tokio move the future of a stream a dozen times before it is polled, several KiB each time.
                 .serve_connection(io, service_fn(move |request| Box::pin(service(request))));
-            self.drive(pin!(connection), &activity, registered).await;
+            self.drive(pin!(connection), pace, &activity, registered).await;
         } else {
             let connection = http1::Builder::new()
                 .header_read_timeout(None)
                 .max_header_size(limit)
                 .max_buf_size(limit)
                 .serve_connection(io, service_fn(service));
-            self.drive(pin!(connection), &activity, registered).await;
+            self.drive(pin!(connection), pace, &activity, registered).await;
         }
     }
 
@@ -305,20 +307,29 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// Runs the tasks of a connection's streams on the worker's own thread.
+/// Runs the tasks of a connection's streams on the worker's own thread, in the turns of their caller: hundreds may become ready at once.
 #[derive(Clone)]
-struct LocalExecutor(Rc<Activity>);
+struct LocalExecutor {
+    activity: Rc<Activity>,
+    lane: Rc<Lane>,
+}
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         // The connection ends before its next read. Until then a caller may have begun hundreds of streams with 13 bytes each,
         // and each task takes 11 KiB that nobody has counted: dropped, the stream is reset.
-        if self.0.has_no_memory() {
+        if self.activity.has_no_memory() {
             return;
         }
         // A panic of the task is counted by the process's panic hook and ends that stream alone.
+        let mut pace = Pace::new(Rc::clone(&self.lane), false);
         drop(tokio::task::spawn_local(async move {
-            future.await;
+            let mut future = pin!(future);
+            poll_fn(|cx| {
+                ready!(pace.poll(cx));
+                future.as_mut().poll(cx).map(drop)
+            })
+            .await;
         }));
     }
 }

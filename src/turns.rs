@@ -1,21 +1,24 @@
-//! Takes turns at long work, so that one connection or one body does not hold up the rest of a worker.
+//! Takes turns at long work, so that one connection, one body or one caller does not hold up the rest of a worker.
 //!
 //! A worker is one thread. What a callback costs is some 20 us, and whoever brings more work than that shares the thread in
-//! turns: 16 KiB or 0.3 ms, whichever comes first. A *pass* is one round of the runtime: every task that is ready has
-//! run, and the sockets were polled. At most one long turn is taken per pass; all others wait in a queue, of which one is
-//! called per pass. A connection that reads less than 4 KiB at a time never waits.
+//! turns. A *pass* is one round of the runtime: every task that is ready has run, and the sockets were polled.
 //!
-//! So beside any number of connections with endless work, a good callback waits for one long turn and for what a pass
-//! costs anyway.
+//! - **Long work** of one connection or body: 16 KiB or 0.3 ms at once, whichever comes first. At most one long turn is taken per
+//!   pass. A connection that reads less than 4 KiB at a time needs none.
+//! - **Many small pieces** of one caller: 500 callbacks that come, are answered, reach their deadline or are reset at once are 500 tasks
+//!   that are ready at once, and so are those of 64 connections. A caller has a [`Lane`], in which so many run per pass; the rest wait.
+//!
+//! Who waits, waits in the lane of its caller. One lane is called per pass, each after the other. So beside any number of
+//! connections with endless work, a good callback waits for one long turn of another caller and for what a pass costs anyway.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 /// Work without a turn, bytes: larger than nearly every callback (OpenIM's largest without member lists has 1.5 KiB).
@@ -30,10 +33,38 @@ const TURN_TIME: Duration = Duration::from_micros(300);
 /// Most bytes of bodies that a worker decodes in one pass: some 0.3 ms, at 5 ns a byte.
 const DECODED_PER_PASS: usize = 64 << 10;
 
+/// Pieces of work of one caller in one pass, which end after [`TURN_TIME`] too. A callback is three to seven of them, and some 20 us
+/// in all; one with long IDs beside many patterns has pieces of 0.3 ms.
+const PIECES: u32 = 32;
+
+/// So many pieces in a pass are not timed: most passes have no more, and to read the clock for each costs more than it is worth.
+const UNTIMED_PIECES: u32 = 4;
+
+/// The same, if that many callers wait.
+const LEAST_PIECES: u32 = 4;
+
+/// The number of a lane for what is no caller's.
+pub const NO_CALLER: usize = 0;
+
+thread_local! {
+    /// The number of this pass.
+    static PASS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The thread has nothing to do: what comes next is another pass. To be called before a worker sleeps; without it the keeper alone
+/// counts passes.
+pub fn rest() {
+    PASS.set(PASS.get() + 1);
+}
+
 /// The turns of one worker. Not shared between threads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Turns {
-    queue: RefCell<VecDeque<Rc<Place>>>,
+    /// The lanes in which somebody waits, in the order in which they are called.
+    ring: RefCell<VecDeque<Rc<Lane>>>,
+    /// How many pieces of work a caller has in each pass.
+    pieces: Cell<u32>,
+    lanes: RefCell<HashMap<usize, Weak<Lane>>>,
     /// Whether the long turn of this pass is taken.
     taken: Cell<bool>,
     /// Bytes decoded since the last pass that the keeper saw.
@@ -41,8 +72,37 @@ pub struct Turns {
     keeper: RefCell<Option<Waker>>,
 }
 
-/// A place in the queue.
+impl Default for Turns {
+    fn default() -> Turns {
+        Turns {
+            ring: RefCell::default(),
+            pieces: Cell::new(PIECES),
+            lanes: RefCell::default(),
+            taken: Cell::new(false),
+            decoded: Cell::new(0),
+            keeper: RefCell::default(),
+        }
+    }
+}
+
+/// What one caller has at one worker.
+pub struct Lane {
+    turns: Rc<Turns>,
+    /// Pieces of work done or called in this pass, and since when they are timed.
+    pass: Cell<u64>,
+    done: Cell<u32>,
+    timed: Cell<Option<Instant>>,
+    /// Whether one that was called has run since.
+    resumed: Cell<bool>,
+    waiting: RefCell<VecDeque<Rc<Place>>>,
+    /// Somebody waits.
+    in_ring: Cell<bool>,
+}
+
+/// A place in the queue of a lane.
 struct Place {
+    /// Nothing else is called in the same pass.
+    alone: bool,
     called: Cell<bool>,
     /// Whoever waited has gone: nobody is to be called.
     left: Cell<bool>,
@@ -55,12 +115,19 @@ impl fmt::Debug for Place {
     }
 }
 
+impl fmt::Debug for Lane {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Lane").field("waiting", &self.waiting.borrow().len()).finish_non_exhaustive()
+    }
+}
+
 impl Turns {
-    /// Calls one from the queue per pass, for ever. Without it nobody is called: it runs beside them, once a worker.
+    /// Calls those who wait, some per pass, for ever. Without it nobody is called: it runs beside them, once a worker.
     pub async fn keep(&self) -> Infallible {
+        let _cleared = Cleared(self);
         loop {
             poll_fn(|cx| {
-                let idle = !self.taken.get() && self.decoded.get() == 0 && self.queue.borrow().is_empty();
+                let idle = !self.taken.get() && self.decoded.get() == 0 && self.ring.borrow().is_empty();
                 if !idle {
                     return Poll::Ready(());
                 }
@@ -69,34 +136,52 @@ impl Turns {
             })
             .await;
             tokio::task::yield_now().await;
+            rest();
             self.decoded.set(0);
             self.taken.set(self.call_next());
         }
     }
 
-    /// A turn that waits for the next pass, or a later one if others wait.
-    pub fn next(&self) -> Next {
-        Next(self.join(Waker::noop().clone()))
+    /// The lane of a caller, who has this number among all.
+    pub fn lane(self: &Rc<Self>, caller: usize) -> Rc<Lane> {
+        let mut lanes = self.lanes.borrow_mut();
+        if let Some(lane) = lanes.get(&caller).and_then(Weak::upgrade) {
+            return lane;
+        }
+        if lanes.len() == lanes.capacity() {
+            // Those of callers that have gone, before the table would grow.
+            lanes.retain(|_, lane| lane.strong_count() > 0);
+        }
+        let (turns, waiting, in_ring) = (Rc::clone(self), RefCell::default(), Cell::new(false));
+        let (pass, done, timed, resumed) = (Cell::new(0), Cell::new(0), Cell::new(None), Cell::new(false));
+        let lane = Rc::new(Lane { turns, pass, done, timed, resumed, waiting, in_ring });
+        lanes.insert(caller, Rc::downgrade(&lane));
+        lane
     }
 
-    /// Asks to decode `bytes` on the worker in this pass: `None` if it may begin at once, else what to wait for before it
-    /// asks again.
-    pub fn decode(&self, bytes: usize) -> Option<Next> {
+    /// Asks to decode `bytes` on the worker in this pass, for a caller: `None` if it may begin at once, else what to wait for.
+    pub fn decode(self: &Rc<Self>, bytes: usize, caller: impl FnOnce() -> usize) -> Option<Next> {
         let decoded = self.decoded.get();
         if decoded > 0 && decoded + bytes > DECODED_PER_PASS {
-            return Some(self.next());
+            let lane = self.lane(caller());
+            return Some(Next(lane.join(true, Waker::noop().clone())));
         }
-        self.decoded.set(decoded + bytes);
+        self.count_decoded(bytes);
+        None
+    }
+
+    /// So many bytes are decoded in this pass, whatever others did.
+    pub fn count_decoded(&self, bytes: usize) {
+        self.decoded.set(self.decoded.get() + bytes);
         // A pass is worth counting only if it comes near the bound: most of them decode one body of a kilobyte.
         if self.decoded.get() > DECODED_PER_PASS / 2 {
             self.wake_keeper();
         }
-        None
     }
 
     /// Takes the long turn of this pass, if nobody has it and nobody waits.
     fn take(&self) -> bool {
-        if self.taken.get() || !self.queue.borrow().is_empty() {
+        if self.taken.get() || !self.ring.borrow().is_empty() {
             return false;
         }
         self.taken.set(true);
@@ -104,29 +189,139 @@ impl Turns {
         true
     }
 
-    fn join(&self, waker: Waker) -> Rc<Place> {
-        let place =
-            Rc::new(Place { called: Cell::new(false), left: Cell::new(false), waker: RefCell::new(waker) });
-        self.queue.borrow_mut().push_back(Rc::clone(&place));
-        self.wake_keeper();
-        place
-    }
-
+    /// Calls those who wait in the next lane, and returns whether it was one alone.
     fn call_next(&self) -> bool {
-        while let Some(place) = self.queue.borrow_mut().pop_front() {
-            if !place.left.get() {
-                place.called.set(true);
-                place.waker.borrow().wake_by_ref();
-                return true;
+        let mut ring = self.ring.borrow_mut();
+        while let Some(lane) = ring.pop_front() {
+            let called = lane.call(self.pieces.get());
+            let empty = lane.waiting.borrow().is_empty();
+            lane.in_ring.set(!empty);
+            if !empty {
+                ring.push_back(lane);
+            }
+            if let Some(alone) = called {
+                self.share_among(ring.len());
+                return alone;
             }
         }
+        self.share_among(0);
         false
+    }
+
+    /// The more callers wait, the fewer pieces of work each has in a pass.
+    fn share_among(&self, lanes: usize) {
+        let lanes = u32::try_from(lanes).unwrap_or(u32::MAX).max(1);
+        self.pieces.set((PIECES / lanes).max(LEAST_PIECES));
     }
 
     fn wake_keeper(&self) {
         if let Some(keeper) = self.keeper.borrow_mut().take() {
             keeper.wake();
         }
+    }
+}
+
+/// Nobody is called any more: those who wait are let go of.
+struct Cleared<'t>(&'t Turns);
+
+impl Drop for Cleared<'_> {
+    fn drop(&mut self) {
+        let lanes = std::mem::take(&mut *self.0.ring.borrow_mut());
+        lanes.iter().for_each(|lane| lane.in_ring.set(false));
+    }
+}
+
+impl Lane {
+    /// The turns of its worker.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    /// Whether a piece of work may begin in this pass. It counts if it may.
+    fn enter(&self) -> bool {
+        let done = self.done();
+        if self.in_ring.get() || done >= self.turns.pieces.get() {
+            return false;
+        }
+        if done >= UNTIMED_PIECES {
+            if self.timed.get().is_none() {
+                self.timed.set(Some(Instant::now()));
+            } else if self.is_late() {
+                return false;
+            }
+        }
+        self.count(1);
+        true
+    }
+
+    /// Whether one that was called may run: those before it may have taken long. One of them does in any case.
+    fn resume(&self) -> bool {
+        !self.resumed.replace(true) || !self.is_late()
+    }
+
+    fn is_late(&self) -> bool {
+        self.timed.get().is_some_and(|timed| timed.elapsed() >= TURN_TIME)
+    }
+
+    fn done(&self) -> u32 {
+        if self.pass.get() == PASS.get() { self.done.get() } else { 0 }
+    }
+
+    fn count(&self, pieces: u32) {
+        if self.pass.replace(PASS.get()) != PASS.get() {
+            self.done.set(0);
+            self.timed.set(None);
+        }
+        self.done.set(self.done.get().saturating_add(pieces));
+    }
+
+    fn join(self: &Rc<Self>, alone: bool, waker: Waker) -> Rc<Place> {
+        let (called, left, waker) = (Cell::new(false), Cell::new(false), RefCell::new(waker));
+        let place = Rc::new(Place { alone, called, left, waker });
+        self.waiting.borrow_mut().push_back(Rc::clone(&place));
+        self.enter_ring();
+        place
+    }
+
+    /// Has one that was called wait again, before all others.
+    fn wait_again(self: &Rc<Self>, place: &Rc<Place>) {
+        place.called.set(false);
+        self.waiting.borrow_mut().push_front(Rc::clone(place));
+        self.enter_ring();
+    }
+
+    fn enter_ring(self: &Rc<Self>) {
+        if !self.in_ring.replace(true) {
+            let mut ring = self.turns.ring.borrow_mut();
+            ring.push_back(Rc::clone(self));
+            self.turns.share_among(ring.len());
+        }
+        self.turns.wake_keeper();
+    }
+
+    /// Calls at most so many, or one alone; returns which of the two, if there was somebody to call.
+    fn call(&self, most: u32) -> Option<bool> {
+        let mut waiting = self.waiting.borrow_mut();
+        let mut count = 0;
+        self.count(0);
+        self.resumed.set(false);
+        self.timed.set(Some(Instant::now()));
+        while count < most
+            && let Some(place) = waiting.pop_front_if(|place| count == 0 || !place.alone || place.left.get())
+        {
+            if place.left.get() {
+                continue;
+            }
+            place.called.set(true);
+            place.waker.borrow().wake_by_ref();
+            count += 1;
+            if place.alone {
+                self.count(1);
+                return Some(true);
+            }
+        }
+        self.count(count);
+        (count > 0).then_some(false)
     }
 }
 
@@ -159,10 +354,43 @@ impl Drop for Next {
     }
 }
 
+/// Lets a task of a caller run in the turns of its lane: each poll is a piece of work.
+#[derive(Debug)]
+pub struct Pace {
+    lane: Rc<Lane>,
+    alone: bool,
+    place: Option<Next>,
+}
+
+impl Pace {
+    /// A task in this lane. One whose poll may have many callbacks in it is called alone.
+    pub fn new(lane: Rc<Lane>, alone: bool) -> Pace {
+        Pace { lane, alone, place: None }
+    }
+
+    /// Whether it may run now. Wakes the task when it may.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(place) = &mut self.place {
+            ready!(Pin::new(&mut *place).poll(cx));
+            if !self.lane.resume() {
+                self.lane.wait_again(&place.0);
+                return Pin::new(place).poll(cx);
+            }
+            self.place = None;
+            return Poll::Ready(());
+        }
+        if self.lane.enter() {
+            return Poll::Ready(());
+        }
+        self.place = Some(Next(self.lane.join(self.alone, cx.waker().clone())));
+        Poll::Pending
+    }
+}
+
 /// How much one connection has done in its turn.
 #[derive(Debug)]
 pub struct Turn {
-    turns: Rc<Turns>,
+    lane: Rc<Lane>,
     used: usize,
     /// When its long turn began, while it has one.
     began: Option<Instant>,
@@ -170,9 +398,9 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// A connection of this worker, with nothing done.
-    pub fn new(turns: Rc<Turns>) -> Turn {
-        Turn { turns, used: 0, began: None, place: None }
+    /// A connection of a caller, with nothing done.
+    pub fn new(lane: Rc<Lane>) -> Turn {
+        Turn { lane, used: 0, began: None, place: None }
     }
 
     /// Whether it may go on. Wakes the task when it may.
@@ -181,23 +409,21 @@ impl Turn {
             return Poll::Ready(());
         }
         if let Some(place) = &mut self.place {
-            if Pin::new(place).poll(cx).is_pending() {
-                return Poll::Pending;
-            }
+            ready!(Pin::new(place).poll(cx));
             self.place = None;
             self.begin();
             return Poll::Ready(());
         }
         match self.began {
             Some(began) if self.used < TURN_BYTES && began.elapsed() < TURN_TIME => return Poll::Ready(()),
-            None if self.turns.take() => {
+            None if self.lane.turns.take() => {
                 self.begin();
                 return Poll::Ready(());
             }
             Some(_) | None => {}
         }
         self.began = None;
-        self.place = Some(Next(self.turns.join(cx.waker().clone())));
+        self.place = Some(Next(self.lane.join(true, cx.waker().clone())));
         Poll::Pending
     }
 
@@ -209,6 +435,11 @@ impl Turn {
     /// Counts work that was done.
     pub fn spend(&mut self, bytes: usize) {
         self.used += bytes;
+    }
+
+    /// Counts pieces of work that came up in it.
+    pub fn pieces(&self, count: u32) {
+        self.lane.count(count);
     }
 
     /// There is nothing to do until something comes: the next work begins a turn of its own.
@@ -226,110 +457,4 @@ impl Turn {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::task::{LocalSet, yield_now};
-
-    use super::*;
-
-    /// Runs this beside a keeper, on a worker's kind of runtime.
-    async fn kept<T>(turns: &Rc<Turns>, work: impl Future<Output = T>) -> T {
-        let local = LocalSet::new();
-        let keeper = Rc::clone(turns);
-        local.spawn_local(async move { keeper.keep().await });
-        local.run_until(work).await
-    }
-
-    /// A connection with endless work in pieces of so many bytes. Notes each turn that begins.
-    async fn greedy(name: usize, piece: usize, turns: Rc<Turns>, log: Rc<RefCell<Vec<usize>>>) {
-        let mut turn = Turn::new(turns);
-        loop {
-            let waited = poll_fn(|cx| Poll::Ready(turn.poll(cx).is_pending())).await;
-            if waited {
-                turn.next().await;
-                log.borrow_mut().push(name);
-            }
-            turn.spend(piece);
-        }
-    }
-
-    #[tokio::test]
-    async fn of_many_with_endless_work_one_is_called_per_pass_each_in_its_order() {
-        let (turns, log) = (Rc::new(Turns::default()), Rc::new(RefCell::default()));
-        kept(&turns, async {
-            for name in 0..5 {
-                tokio::task::spawn_local(greedy(name, 8 << 10, Rc::clone(&turns), Rc::clone(&log)));
-            }
-            let mut most = 0;
-            for _ in 0..200 {
-                let before = log.borrow().len();
-                yield_now().await;
-                most = most.max(log.borrow().len() - before);
-            }
-            assert_eq!(most, 1, "two long turns in one pass");
-        })
-        .await;
-        let log = log.borrow();
-        assert!(log.len() > 50, "{log:?}");
-        let first: Vec<_> = log[..5].to_vec();
-        for (at, name) in log.iter().enumerate() {
-            assert_eq!(*name, first[at % 5], "{log:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn small_work_never_waits_however_long_the_queue_is() {
-        let (turns, log) = (Rc::new(Turns::default()), Rc::new(RefCell::default()));
-        kept(&turns, async {
-            for name in 0..20 {
-                tokio::task::spawn_local(greedy(name, 16 << 10, Rc::clone(&turns), Rc::clone(&log)));
-            }
-            yield_now().await;
-            assert!(turns.queue.borrow().len() > 10);
-            let (mut small, mut large) = (Turn::new(Rc::clone(&turns)), Turn::new(Rc::clone(&turns)));
-            for _ in 0..100 {
-                for _ in 0..3 {
-                    assert!(poll_fn(|cx| Poll::Ready(small.poll(cx))).await.is_ready());
-                    small.spend(1024);
-                }
-                small.pause();
-            }
-            large.spend(FREE_BYTES);
-            assert!(poll_fn(|cx| Poll::Ready(large.poll(cx))).await.is_pending(), "the twin");
-            large.pause();
-            assert!(
-                poll_fn(|cx| Poll::Ready(large.poll(cx))).await.is_pending(),
-                "a pause is no way around the queue"
-            );
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn who_leaves_the_queue_costs_no_pass() {
-        let turns = Rc::new(Turns::default());
-        kept(&turns, async {
-            let gone: Vec<_> = (0..100).map(|_| turns.next()).collect();
-            let last = turns.next();
-            drop(gone);
-            last.await;
-            assert!(turns.queue.borrow().is_empty());
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn a_pass_decodes_64_kib_and_one_body_more_than_that_only_alone() {
-        let turns = Rc::new(Turns::default());
-        kept(&turns, async {
-            assert!(turns.decode(200 << 10).is_none(), "alone");
-            assert!(turns.decode(1).is_some());
-            turns.decode(1).expect("not in this pass").await;
-            for _ in 0..4 {
-                assert!(turns.decode(16 << 10).is_none());
-            }
-            turns.decode(1).expect("64 KiB are decoded").await;
-            assert!(turns.decode(1).is_none(), "the twin: another pass");
-        })
-        .await;
-    }
-}
+mod tests;

@@ -24,7 +24,7 @@ use http::header;
 
 use crate::cause::Overload;
 use crate::held::Holding;
-use crate::turns::{Turn, Turns};
+use crate::turns::{Lane, NO_CALLER, Turn, Turns};
 use connection::{Connection, Found, Request};
 use dial::Dialer;
 use framing::{Framing, NoHead};
@@ -69,8 +69,8 @@ pub struct Upstream {
     answer_limit: usize,
     /// Most bytes of an answer's head.
     head_limit: usize,
-    /// Of the worker: a long answer is read in turns.
-    turns: Rc<Turns>,
+    /// A long answer is read in turns.
+    lane: Rc<Lane>,
     pool: RefCell<Pool>,
     reuse: Arc<Reuse>,
     /// Buffers of heads that were sent.
@@ -116,12 +116,12 @@ impl Upstream {
         address: Address,
         (answer_limit, head_limit): (usize, usize),
         reuse: Arc<Reuse>,
-        turns: Rc<Turns>,
+        turns: &Rc<Turns>,
     ) -> Upstream {
         let (heads, presence) = (RefCell::default(), Cell::new(Presence::Unknown));
         let pool = RefCell::new(Pool::new(USE_LIMIT));
-        let dialer = Dialer::new(address);
-        Upstream { dialer, answer_limit, head_limit, turns, pool, reuse, heads, presence }
+        let (dialer, lane) = (Dialer::new(address), turns.lane(NO_CALLER));
+        Upstream { dialer, answer_limit, head_limit, lane, pool, reuse, heads, presence }
     }
 
     /// An empty buffer for the head of a request: one that was used before, if there is one.
@@ -320,7 +320,7 @@ impl Upstream {
                 Err(NoHead::Cut) => return Err(Failure::Cut { at: "inside the head of its answer" }.into()),
                 Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
             };
-            let turn = Turn::new(Rc::clone(&self.turns));
+            let turn = Turn::new(Rc::clone(&self.lane));
             let (body, holding) =
                 connection.body(head.framing, self.answer_limit, request.share, turn).await?;
             if !connection.buffer.is_empty() {

@@ -15,6 +15,7 @@ use crate::server::Bound;
 pub(super) fn local_runtime() -> LocalRuntime {
     Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(crate::turns::rest)
         .build_local(LocalOptions::default())
         .expect("a process that cannot make a runtime cannot serve")
 }

@@ -128,6 +128,11 @@ impl Account {
         Ok(share)
     }
 
+    /// A number that no other caller has at the same time.
+    pub fn number(self: &Arc<Account>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
     /// Bytes that this caller holds now.
     pub fn bytes(&self) -> usize {
         self.bytes.load(std::sync::atomic::Ordering::Relaxed)

@@ -4,7 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
@@ -19,6 +19,7 @@ use super::{Handler, Server};
 use crate::drain::Stage;
 use crate::log::Repeated;
 use crate::metrics::BadHttp;
+use crate::turns::Pace;
 
 /// How long a connection that was told to end may go on: the longest OpenIM waits, and a little more.
 const LAST_ANSWERS: Duration = Duration::from_secs(20);
@@ -30,10 +31,11 @@ const DEAF_LIMIT: Duration = Duration::from_secs(1);
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl<H: Handler> Server<H> {
-    /// Runs a connection to its end.
+    /// Runs a connection to its end, in the turns of its caller: hundreds may become ready at once.
     pub(super) async fn drive<C: Graceful>(
         &self,
         mut connection: Pin<&mut C>,
+        mut pace: Pace,
         activity: &Activity,
         registered: &Registered,
     ) {
@@ -57,7 +59,10 @@ impl<H: Handler> Server<H> {
         loop {
             tokio::select! {
                 biased;
-                result = connection.as_mut() => {
+                result = poll_fn(|cx| {
+                    ready!(pace.poll(cx));
+                    connection.as_mut().poll(cx)
+                }) => {
                     if let Err(error) = result {
                         self.bad_http(&error, activity);
                     }

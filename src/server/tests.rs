@@ -64,6 +64,8 @@ async fn connection(limits: Limits, answer_bytes: usize, drain: &Drain) -> Strea
         metrics,
         drain: drain.watch(),
     };
+    let turns = Rc::clone(&server.turns);
+    tokio::task::spawn_local(async move { turns.keep().await });
     tokio::task::spawn_local(Rc::new(server).serve(inbox));
     tokio::task::spawn_local(Rc::new(acceptor).run(bound.into_listener().expect("it listens")));
     let mut roots = RootCertStore::empty();
@@ -164,4 +166,69 @@ async fn a_connection_without_a_request_is_closed_after_its_time_and_not_before(
         assert!(timeout(Duration::ZERO, long.read(&mut byte)).await.is_err(), "an hour has not passed");
     };
     LocalSet::new().run_until(work).await;
+}
+
+/// Notes whose requests it answers.
+#[derive(Default)]
+struct Noting(std::cell::RefCell<Vec<SocketAddr>>);
+
+impl Handler for Noting {
+    type Admitted = ();
+
+    fn admit(&self, _: &mut request::Parts, _: &Arc<Account>) -> Option<()> {
+        Some(())
+    }
+
+    async fn answer<B: Body<Data = Bytes>>(
+        self: Rc<Self>,
+        _: &mut request::Parts,
+        _: Pin<&mut B>,
+        peer: SocketAddr,
+        (): &mut (),
+    ) -> Response<AnswerBody> {
+        self.0.borrow_mut().push(peer);
+        Response::new(AnswerBody { bytes: Bytes::from_static(b"{}"), share: None })
+    }
+}
+
+#[tokio::test]
+async fn between_two_answers_of_a_caller_only_some_of_400_streams_of_another_have_their_turn() {
+    const STREAMS_AT_ONCE: usize = 400;
+    let work = async {
+        let (drain, _watch) = Drain::new(Instant::now());
+        let (handler, turns) = (Rc::<Noting>::default(), Rc::<Turns>::default());
+        let server = Rc::new(Server {
+            handler: Rc::clone(&handler),
+            limits: limits(HOUR, HOUR, HOUR),
+            turns: Rc::clone(&turns),
+            accounts: Accounts::new(Held::new(1 << 20), 8),
+            metrics: Arc::new(Metrics::new(Counter::default())),
+            drain: drain.watch(),
+        });
+        tokio::task::spawn_local(async move { turns.keep().await });
+        let [many, one] = [1, 2].map(|host| SocketAddr::from(([127, 0, 0, host], 1)));
+        let (mut streams, served) = tokio::io::duplex(1 << 20);
+        tokio::task::spawn_local(Rc::clone(&server).speak_alone(served, true, many));
+        let (mut calls, served) = tokio::io::duplex(1 << 20);
+        tokio::task::spawn_local(Rc::clone(&server).speak_alone(served, false, one));
+        // POST, https, `/`: heads of three bytes, each with the end of its stream.
+        let head = |number: u32| {
+            [&[0, 0, 3, 1, 5][..], &(2 * number + 1).to_be_bytes(), &[0x83, 0x87, 0x84]].concat()
+        };
+        let heads = (0..STREAMS_AT_ONCE as u32).flat_map(head);
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        streams.write_all(&preface.iter().copied().chain(heads).collect::<Vec<_>>()).await.expect("room");
+        let mut most = 0;
+        let mut before = 0;
+        while before < STREAMS_AT_ONCE {
+            calls.write_all(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("room");
+            let mut answer = [0; 1024];
+            assert!(calls.read(&mut answer).await.expect("an answer") > 0);
+            let now = handler.0.borrow().iter().filter(|peer| **peer == many).count();
+            most = most.max(now - before);
+            before = now;
+        }
+        assert!(most <= 64, "{most} streams had their turn between two answers");
+    };
+    timeout(Duration::from_secs(30), LocalSet::new().run_until(work)).await.expect("all are answered");
 }

@@ -415,7 +415,7 @@ impl App {
 /// slow.
 fn upstream_at(address: Address) -> Upstream {
     let reuse = Arc::new(Reuse::new(true, Counter::default()));
-    let upstream = Upstream::new(address, (ANSWER_LIMIT, HEAD_LIMIT), reuse, Rc::default());
+    let upstream = Upstream::new(address, (ANSWER_LIMIT, HEAD_LIMIT), reuse, &Rc::default());
     upstream.pool.borrow_mut().use_limit = Duration::MAX;
     upstream
 }
@@ -458,7 +458,7 @@ async fn ask_under(
     let exchange = tokio::time::timeout(Duration::from_secs(30), exchange);
     let received = tokio::select! {
         biased;
-        never = upstream.turns.keep() => match never {},
+        never = upstream.lane.turns().keep() => match never {},
         ended = exchange => ended.expect("an exchange that comes to an end"),
     };
     received.and_then(Received::unpack)
@@ -524,8 +524,8 @@ async fn a_second_answer_is_not_that_to_the_next_request_and_ends_all_reuse() {
     let reuse = Arc::new(Reuse::new(true, found.clone()));
     // Another worker of the same process.
     let other =
-        Upstream::new(app.address.clone(), (ANSWER_LIMIT, HEAD_LIMIT), Arc::clone(&reuse), Rc::default());
-    let upstream = Upstream::new(app.address.clone(), (ANSWER_LIMIT, HEAD_LIMIT), reuse, Rc::default());
+        Upstream::new(app.address.clone(), (ANSWER_LIMIT, HEAD_LIMIT), Arc::clone(&reuse), &Rc::default());
+    let upstream = Upstream::new(app.address.clone(), (ANSWER_LIMIT, HEAD_LIMIT), reuse, &Rc::default());
     let body = async |upstream: &Upstream, body: &'static str| {
         String::from_utf8(ask(upstream, body).await.expect("an answer").body.to_vec()).expect("text")
     };
@@ -548,7 +548,7 @@ async fn bytes_on_a_new_connection_are_no_answer_and_nothing_is_sent() {
     let found = Counter::default();
     let reuse = Arc::new(Reuse::new(false, found.clone()));
     let upstream =
-        Upstream::new(Address::Unix(greeting_path()), (ANSWER_LIMIT, HEAD_LIMIT), reuse, Rc::default());
+        Upstream::new(Address::Unix(greeting_path()), (ANSWER_LIMIT, HEAD_LIMIT), reuse, &Rc::default());
     let app = thread::spawn(move || {
         let mut got = Vec::new();
         for _ in 0..200 {
