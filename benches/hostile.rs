@@ -1,4 +1,4 @@
-//! All attacks of `tests/hostile` on the program of a release, as a table: `cargo bench --bench hostile`, some four minutes. The exit
+//! All attacks of `tests/hostile` on the program of a release, as a table: `cargo bench --bench hostile`, some six minutes. The exit
 //! code is 1 if anything was otherwise than the tests want it.
 //!
 //! Lateness is that of the good callers beside the attack: behind the deadline if the app says nothing, at all for the others, so

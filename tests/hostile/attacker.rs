@@ -168,6 +168,26 @@ async fn follow(mut read: ReadHalf<TlsStream<TcpStream>>, seen: Rc<Seen>) {
     }
 }
 
+/// In how many connections an attack of one connection is made again.
+pub(crate) const MANY: usize = 64;
+
+/// The name of an attack that so many connections make.
+pub(crate) fn named(attack: &str, connections: usize) -> &'static str {
+    match connections {
+        1 => attack.to_owned().leak(),
+        _ => format!("{attack}, by {connections} connections").leak(),
+    }
+}
+
+/// Has so many attackers at work at once, and returns what became of them all.
+pub(crate) async fn all(connections: usize, attacker: impl AsyncFn() -> Fates) -> Fates {
+    let mut fates = Fates::default();
+    for others in futures::future::join_all((0..connections).map(|_| attacker())).await {
+        fates.extend(others);
+    }
+    fates
+}
+
 /// Fates with how often each came.
 #[derive(Debug, Default)]
 pub(crate) struct Fates(BTreeMap<String, usize>);
@@ -175,6 +195,12 @@ pub(crate) struct Fates(BTreeMap<String, usize>);
 impl Fates {
     pub(crate) fn add(&mut self, fate: impl Into<String>) {
         *self.0.entry(fate.into()).or_default() += 1;
+    }
+
+    fn extend(&mut self, others: Fates) {
+        for (fate, count) in others.0 {
+            *self.0.entry(fate).or_default() += count;
+        }
     }
 }
 

@@ -146,6 +146,21 @@ fn good_callers_do_not_notice_streams_that_are_reset() {
 }
 
 #[test]
+fn good_callers_do_not_notice_windows_that_move_on_64_connections() {
+    floods::windows_by_many().hold();
+}
+
+#[test]
+fn good_callers_do_not_notice_streams_that_are_reset_on_64_connections() {
+    floods::resets_by_many().hold();
+}
+
+#[test]
+fn good_callers_do_not_notice_callers_who_do_not_wait_for_answers() {
+    policy::pipelined().hold();
+}
+
+#[test]
 fn good_callers_do_not_notice_long_ids_beside_many_patterns() {
     policy::patterns().hold();
 }

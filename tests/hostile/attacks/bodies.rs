@@ -8,7 +8,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::attacker::{Fates, H2, body, h1_callback, many_h1, path, rest, told};
+use crate::attacker::{Fates, H2, MANY, all, body, h1_callback, many_h1, named, path, rest, told};
 use crate::good::{COMMAND, KEPT};
 use crate::lab::{Lab, Target};
 use crate::setup::Setup;
@@ -54,7 +54,7 @@ fn packed_answer(body: impl AsRef<[u8]>) -> Bytes {
 }
 
 /// Asks again and again over one connection, each time for this answer of the app.
-async fn ask(target: &Target, command: &str, mode: &str) -> String {
+async fn ask(target: &Target, command: &str, mode: &str) -> Fates {
     let mut fates = Fates::default();
     let text = format!(r#"{{"callbackCommand":"{command}","operationID":"1","sendID":"u1"}}"#);
     let request = h1_callback(&format!("/{command}?mode={mode}"), "", text.as_bytes());
@@ -66,23 +66,33 @@ async fn ask(target: &Target, command: &str, mode: &str) -> String {
         };
         fates.add(answer.await.unwrap_or_else(|error| error.kind().to_string()));
     }
-    fates.to_string()
+    fates
 }
 
 /// A map in an answer, with a key that comes up again and again.
 pub(crate) fn map() -> Lab {
+    map_by(1)
+}
+
+pub(crate) fn map_by_many() -> Lab {
+    map_by(MANY)
+}
+
+fn map_by(connections: usize) -> Lab {
     let setup = Setup::new();
     let largest = setup.default_size("--max-answer-size");
     let answer = |bytes| toy::answer(quadratic(bytes), "");
     let sizes = [("small", 900 << 10), ("large", largest.min(2 * MIB) - 200)];
     let setup = sizes.iter().fold(setup, |setup, (mode, bytes)| setup.app_answers(mode, answer(*bytes)));
     let mut lab = Lab::start(setup);
-    lab.attack("answers with a map of one key again and again, 0.9 MB", &KEPT, 2, async |target| {
-        ask(&target, MODIFY, "small").await
-    });
-    lab.attack("the same, 2 MB or --max-answer-size", &KEPT, 2, async |target| {
-        ask(&target, MODIFY, "large").await
-    });
+    for (name, mode) in [
+        ("answers with a map of one key again and again, 0.9 MB", "small"),
+        ("the same, 2 MB or --max-answer-size", "large"),
+    ] {
+        lab.attack(named(name, connections), &KEPT, 2, async |target| {
+            all(connections, async || ask(&target, MODIFY, mode).await).await.to_string()
+        });
+    }
     lab
 }
 
@@ -176,7 +186,7 @@ pub(crate) fn packed_answers() -> Lab {
         });
     }
     lab.attack("a packed answer of empty members, --max-answer-size", &KEPT, 2, async |target| {
-        ask(&target, COMMAND, "members").await
+        ask(&target, COMMAND, "members").await.to_string()
     });
     lab
 }

@@ -1,5 +1,6 @@
 //! Many connections, many streams, many handshakes, and one connection that takes every place.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -7,7 +8,7 @@ use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::attacker::{Fates, H2, body, open_or_closed, path, rest, tcp, tls};
+use crate::attacker::{Fates, H2, MANY, all, body, open_or_closed, path, rest, tcp, tls};
 use crate::good::{KEPT, KEPT_AND_FRESH};
 use crate::lab::{Lab, Target};
 use crate::setup::Setup;
@@ -77,24 +78,46 @@ pub(crate) fn streams() -> Lab {
 
 /// One connection that keeps as many callbacks with a slow app as there are places.
 pub(crate) fn in_flight() -> Lab {
+    in_flight_by(1)
+}
+
+pub(crate) fn in_flight_by_many() -> Lab {
+    in_flight_by(MANY)
+}
+
+fn in_flight_by(connections: usize) -> Lab {
     let mut lab = Lab::start(Setup::new());
-    lab.attack("1,023 callbacks in flight, of one connection", &KEPT, 5, async |target| {
-        let Ok(mut connection) = H2::open(&target, &[]).await else { return "not opened".to_owned() };
-        let mut sent = 0_u32;
-        while Instant::now() < target.until && !connection.is_over() {
-            let ended = u32::try_from(connection.seen().ended.get()).unwrap_or(u32::MAX);
-            let room = 1_023_u32.saturating_sub(sent.saturating_sub(ended));
-            let frames: Vec<u8> = (0..room)
-                .flat_map(|more| callback(2 * (sent + more) + 1, &path("silent"), &body("u1")))
-                .collect();
-            if !frames.is_empty() && connection.write(&frames).await.is_err() {
-                break;
+    let each = 1_023_usize.div_ceil(connections) as u32;
+    let name =
+        if connections == 1 { "1,023 callbacks in flight, of one connection" } else { "the same of 64" };
+    lab.attack(name, &KEPT, 5, async |target| {
+        let all_sent = Cell::new(0);
+        let keep = async || {
+            let mut fates = Fates::default();
+            let Ok(mut connection) = H2::open(&target, &[]).await else {
+                fates.add("not opened");
+                return fates;
+            };
+            let mut sent = 0_u32;
+            while Instant::now() < target.until && !connection.is_over() {
+                let ended = u32::try_from(connection.seen().ended.get()).unwrap_or(u32::MAX);
+                let room = each.saturating_sub(sent.saturating_sub(ended));
+                let frames: Vec<u8> = (0..room)
+                    .flat_map(|more| callback(2 * (sent + more) + 1, &path("silent"), &body("u1")))
+                    .collect();
+                if !frames.is_empty() && connection.write(&frames).await.is_err() {
+                    break;
+                }
+                sent += room;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            sent += room;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        rest(&target).await;
-        format!("{}, {sent} callbacks sent", connection.fate())
+            rest(&target).await;
+            all_sent.set(all_sent.get() + sent);
+            fates.add(connection.fate());
+            fates
+        };
+        let fates = all(connections, keep).await;
+        format!("{fates}, {} callbacks sent", all_sent.get())
     });
     lab
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt as _;
 
-use crate::attacker::{self, Fates, H2, Open, body, h1_callback, many_h1, path, rest};
+use crate::attacker::{self, Fates, H2, MANY, Open, body, h1_callback, many_h1, named, path, rest};
 use crate::good::KEPT;
 use crate::lab::{Lab, Target};
 use crate::setup::Setup;
@@ -13,6 +13,14 @@ use crate::support::frames::{END_HEADERS, HEADERS, callback_fields, field, frame
 /// One field goes into the table, and thousands of references of one byte each: 8 KB on the wire, 580 KiB in memory. Nothing
 /// follows the heads, so that each waits for its body.
 pub(crate) fn references() -> Lab {
+    references_by(2)
+}
+
+pub(crate) fn references_by_many() -> Lab {
+    references_by(MANY)
+}
+
+fn references_by(connections: usize) -> Lab {
     let mut lab = Lab::start(Setup::new());
     let head = |first: bool| {
         let mut block = callback_fields(&path("ok"));
@@ -23,21 +31,29 @@ pub(crate) fn references() -> Lab {
         block.extend(std::iter::repeat_n(0x80 | 62, 7_900));
         block
     };
-    lab.attack("heads of 7,900 references over HTTP/2", &KEPT, 4, async |target| {
-        heads_without_bodies(&target, 2, 1_000, head).await
+    lab.attack(named("heads of 7,900 references over HTTP/2", connections), &KEPT, 4, async |target| {
+        heads_without_bodies(&target, connections, 1_000, head).await
     });
     lab
 }
 
 /// Heads of 60 KB in fields of different names, 455 KB each in memory.
 pub(crate) fn distinct_names() -> Lab {
+    distinct_names_by(2)
+}
+
+pub(crate) fn distinct_names_by_many() -> Lab {
+    distinct_names_by(MANY)
+}
+
+fn distinct_names_by(connections: usize) -> Lab {
     let mut lab = Lab::start(Setup::new());
     let block = |_| {
         let fields = (0..1_300_u32).flat_map(|number| field(format!("x{number:04}").as_bytes(), b"1"));
         callback_fields(&path("ok")).into_iter().chain(fields).collect()
     };
-    lab.attack("heads of 1,300 names over HTTP/2", &KEPT, 4, async |target| {
-        heads_without_bodies(&target, 2, 1_000, block).await
+    lab.attack(named("heads of 1,300 names over HTTP/2", connections), &KEPT, 4, async |target| {
+        heads_without_bodies(&target, connections, 1_000, block).await
     });
     lab
 }
@@ -58,6 +74,9 @@ async fn heads_without_bodies(
         }
     }
     for number in 0..streams {
+        if Instant::now() > target.until {
+            break;
+        }
         for connection in open.iter_mut().filter(|connection| !connection.is_over()) {
             let block = if number == 0 { &first } else { &next };
             let _ = connection.write(&frame(HEADERS, END_HEADERS, 2 * number + 1, block)).await;

@@ -17,13 +17,16 @@ use crate::lab::Lab;
 pub(crate) type Named = (&'static str, fn() -> Lab);
 
 /// Every attack.
-pub(crate) const ALL: [Named; 28] = [
+pub(crate) const ALL: [Named; 38] = [
     ("heads::references", heads::references),
+    ("heads::references_by_many", heads::references_by_many),
     ("heads::distinct_names", heads::distinct_names),
+    ("heads::distinct_names_by_many", heads::distinct_names_by_many),
     ("heads::half_h1", heads::half_h1),
     ("heads::stuck", heads::stuck),
     ("heads::pinned", heads::pinned),
     ("bodies::map", bodies::map),
+    ("bodies::map_by_many", bodies::map_by_many),
     ("bodies::answers_at_once", bodies::answers_at_once),
     ("bodies::requests_at_once", bodies::requests_at_once),
     ("bodies::packed_answers", bodies::packed_answers),
@@ -38,12 +41,19 @@ pub(crate) const ALL: [Named; 28] = [
     ("connections::full", connections::full),
     ("connections::streams", connections::streams),
     ("connections::in_flight", connections::in_flight),
+    ("connections::in_flight_by_many", connections::in_flight_by_many),
     ("connections::handshakes_ecdsa", connections::handshakes_ecdsa),
     ("connections::handshakes_rsa", connections::handshakes_rsa),
     ("floods::frames", floods::frames),
+    ("floods::frames_by_many", floods::frames_by_many),
     ("floods::windows", floods::windows),
+    ("floods::windows_by_many", floods::windows_by_many),
     ("floods::resets", floods::resets),
+    ("floods::resets_by_many", floods::resets_by_many),
     ("policy::patterns", policy::patterns),
+    ("policy::patterns_by_many", policy::patterns_by_many),
     ("policy::tokens", policy::tokens),
+    ("policy::tokens_by_many", policy::tokens_by_many),
+    ("policy::pipelined", policy::pipelined),
     ("logs::garbage", logs::garbage),
 ];
