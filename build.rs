@@ -21,6 +21,7 @@ const WATCHED: &[(&str, &str)] = &[
     ("sendID", "Str"),
     ("recvID", "Str"),
     ("groupID", "Str"),
+    ("msgFrom", "INT64"),
 ];
 
 fn main() {
@@ -87,9 +88,16 @@ fn tables(catalogue: &[Value]) -> String {
             "echo" => format!("SafeDefault::Echo(&{:?})", strings(&entry["safeDefault"], "echoFromRequest")),
             other => panic!("{name}: safe default {other:?} is neither static nor echo"),
         };
+        let notifications = match entry["notifications"].as_str() {
+            None => "Never",
+            Some("releases") => "Releases",
+            Some("always") => "Always",
+            Some(other) => panic!("{name}: notifications {other:?} is neither releases nor always"),
+        };
         writeln!(
             out,
-            "Command {{ name: {name:?}, phase: Phase::{phase}, default: {default}, request: {}, response: &[{}] }},",
+            "Command {{ name: {name:?}, phase: Phase::{phase}, default: {default}, \
+             notifications: Notifications::{notifications}, request: {}, response: &[{}] }},",
             request(array(entry, "requestFields")),
             fields(array(entry, "responseFields"), "pointerOrSlice"),
         )

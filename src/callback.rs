@@ -206,6 +206,7 @@ impl Callback {
             name: self.target.name(),
             command: self.command,
             content_type: number(Watched::ContentType),
+            msg_from: number(Watched::MsgFrom),
             session_type: number(Watched::SessionType),
             platform_ids: [number(Watched::PlatformId), number(Watched::SenderPlatformId)],
             send_id: text(Watched::SendId),
@@ -282,7 +283,7 @@ impl Checked {
 fn operation_id(
     raw: &RawRequest,
     body: &Body,
-    watched: [usize; 9],
+    watched: [usize; command::WATCHED],
     wanted: OperationIds,
     generate: impl FnOnce() -> String,
 ) -> Result<OperationId, Rejection> {

@@ -10,6 +10,7 @@ pub mod overrides;
 
 mod compile;
 mod glob;
+mod integers;
 mod plan;
 mod problem;
 mod reader;
@@ -17,6 +18,7 @@ mod rule;
 pub(crate) mod spec;
 mod suggest;
 pub(crate) mod timestamp;
+mod warnings;
 
 #[cfg(test)]
 mod tests;

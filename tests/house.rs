@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use callback_guard::callback::command::{self, Phase, SafeDefault};
+use callback_guard::callback::command::{self, Notifications, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::{Cause, Overload};
 use callback_guard::cli::admission_policy::{self, AdmissionPolicy, IMAGE_SETTINGS, Values};
@@ -463,6 +463,18 @@ fn the_document_of_causes_and_commands_is_what_the_tables_say() {
             .collect();
         writeln!(text, "| `{}` | {phase} | {default} | {} |", command.name, aliases.join(", "))
             .expect("a string");
+    }
+    text.push_str(
+        "\n## Notifications\n\nCommands that are sent for notifications too ([messages.md](messages.md)), and the servers that do.\n\n\
+         | command | servers |\n|---|---|\n",
+    );
+    for command in command::all() {
+        let servers = match command.notifications {
+            Notifications::Never => continue,
+            Notifications::Releases => "v3.8.x; not main",
+            Notifications::Always => "all",
+        };
+        writeln!(text, "| `{}` | {servers} |", command.name).expect("a string");
     }
     generated("docs/causes-and-commands.md", &text);
 }

@@ -32,6 +32,18 @@ pub enum SafeDefault {
     Echo(&'static [&'static str]),
 }
 
+/// Which servers send a command for notifications, whose content types are
+/// [`NOTIFICATIONS`](super::subject::NOTIFICATIONS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notifications {
+    /// None.
+    Never,
+    /// Releases (v3.8.x), and not OpenIM's main branch.
+    Releases,
+    /// All.
+    Always,
+}
+
 /// One command of OpenIM.
 #[derive(Debug)]
 pub struct Command {
@@ -41,6 +53,8 @@ pub struct Command {
     pub phase: Phase,
     /// The allow that changes nothing.
     pub default: SafeDefault,
+    /// Which servers send it for notifications too.
+    pub notifications: Notifications,
     /// The fields of the request.
     pub request: RequestTable,
     /// The struct OpenIM decodes the answer into.
@@ -55,8 +69,11 @@ pub struct RequestTable {
     /// How many of them are the catalogue's.
     pub known: usize,
     /// Where in `fields` each of [`Watched`] stands.
-    pub watched: [usize; 9],
+    pub watched: [usize; WATCHED],
 }
+
+/// How many fields the program reads itself.
+pub const WATCHED: usize = 10;
 
 /// The fields that the program reads itself; as an index into [`RequestTable::watched`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +96,8 @@ pub enum Watched {
     RecvId,
     /// `groupID`
     GroupId,
+    /// `msgFrom`
+    MsgFrom,
 }
 
 /// The table of a command, or of one that is not known.
@@ -157,6 +176,33 @@ mod tests {
     }
 
     #[test]
+    fn notifications_are_sent_with_the_commands_that_servers_were_seen_to_send_them_with() {
+        let with = |wanted| -> Vec<_> {
+            all()
+                .iter()
+                .filter(|command| command.notifications == wanted)
+                .map(|command| command.name)
+                .collect()
+        };
+        assert_eq!(
+            with(Notifications::Releases),
+            [
+                "callbackAfterSendSingleMsgCommand",
+                "callbackBeforeSendGroupMsgCommand",
+                "callbackAfterSendGroupMsgCommand"
+            ]
+        );
+        assert_eq!(
+            with(Notifications::Always),
+            [
+                "callbackBeforeOfflinePushCommand",
+                "callbackBeforeOnlinePushCommand",
+                "callbackBeforeGroupOnlinePushCommand"
+            ]
+        );
+    }
+
+    #[test]
     fn an_alias_is_today_s_command_and_a_published_name_stays_itself() {
         let today = lookup("callbackBeforeOnlinePushCommand").expect("known");
         assert!(std::ptr::eq(lookup("callbackOnlinePushCommand").expect("an alias"), today));
@@ -175,6 +221,7 @@ mod tests {
             (Watched::SendId, "sendID"),
             (Watched::RecvId, "recvID"),
             (Watched::GroupId, "groupID"),
+            (Watched::MsgFrom, "msgFrom"),
         ];
         for table in all().iter().map(Some).chain([None]).map(request_table) {
             for (watched, name) in names {

@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use super::args::Explain;
 use super::check::Format;
 use crate::callback::rejection::Rejection;
-use crate::callback::subject::Subject;
+use crate::callback::subject::{Messages, Subject};
 use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
 use crate::cause::Cause;
 use crate::policy::{Answer, AnsweredBy, Decision, Mode, Override, Plan, Policy, duration};
@@ -185,7 +185,9 @@ fn found(subject: &Subject<'_>, key: &str) -> Json {
     match key {
         "commands" => json!(subject.name),
         "phase" => json!(format!("{:?}", subject.phase())),
+        "messages" => json!(subject.messages().map(Messages::label)),
         "contentTypes" => json!(subject.content_type),
+        "msgFrom" => json!(subject.msg_from),
         "sessionTypes" => json!(subject.session_type),
         "platformIDs" => subject.platform_ids.iter().flatten().copied().collect(),
         "sendIDs" => json!(subject.send_id),

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::glob::Glob;
+use super::integers::{self, Integers};
 use super::plan::{DenyText, Fallback, Fallbacks, Rule};
 use super::problem::{Problem, Problems, Warnings};
 use super::reader::{Field, Findings, Keys, Table};
-use super::rule::{Commands, Integers, Match, Steps};
+use super::rule::{Commands, Match, Steps};
 use super::spec::{self, Node};
-use super::suggest;
 use super::{FieldTypes, Mode, OnRejection, OperationIds, Policy, UnknownCommands, Validation};
+use super::{suggest, warnings};
 use crate::breaker::BreakerSpec;
 use crate::callback::command::{self, Phase};
+use crate::callback::subject::Messages;
 use crate::cause::Cause;
 
 const POLICY_KEYS: [&str; 5] = ["version", "defaults", "validation", "mode", "rules"];
@@ -24,8 +26,18 @@ const DEFAULTS_KEYS: [&str; 6] =
 const VALIDATION_KEYS: [&str; 4] = ["unknownCommands", "operationID", "fieldTypes", "onRejection"];
 const RULE_KEYS: [&str; 9] =
     ["name", "match", "timeout", "fallback", "fallbackFor", "deny", "breaker", "maxInFlight", "answer"];
-const MATCH_KEYS: [&str; 8] =
-    ["commands", "phase", "contentTypes", "sessionTypes", "sendIDs", "recvIDs", "groupIDs", "platformIDs"];
+const MATCH_KEYS: [&str; 10] = [
+    "commands",
+    "phase",
+    "messages",
+    "contentTypes",
+    "msgFrom",
+    "sessionTypes",
+    "sendIDs",
+    "recvIDs",
+    "groupIDs",
+    "platformIDs",
+];
 const DENY_KEYS: [&str; 3] = ["errCode", "errMsg", "errDlt"];
 const BREAKER_KEYS: [&str; 4] = ["failureRate", "minimumCallbacks", "window", "openFor"];
 
@@ -117,10 +129,14 @@ fn policy(root: &Field<'_>, hash: String, findings: &mut Findings) -> Option<Pol
     duplicate_names(&fields, findings);
     let mut rules = rules.into_iter().collect::<Option<Vec<_>>>()?;
     covered(&fields, &rules, findings);
+    warnings::contradictions(&fields, &rules, findings);
+    let last = defaults.rule(Arc::from(DEFAULT_RULE), Match::default());
+    let of_defaults = (table.section("defaults"), &last);
+    warnings::denied_notifications(&fields, &rules, of_defaults, findings, Steps::new(COVER_STEPS));
     if let Some(field) = table.get("rules") {
         slow_patterns(field, &fields, &rules, findings);
     }
-    rules.push(defaults.rule(Arc::from(DEFAULT_RULE), Match::default()));
+    rules.push(last);
     Some(Policy::new(hash, mode, validation, defaults.caller_timeout, rules))
 }
 
@@ -374,7 +390,10 @@ fn matches(field: &Field<'_>, findings: &mut Findings) -> Match {
     Match {
         commands: table.get("commands").and_then(|field| commands(field, findings)),
         phases: list(table.get("phase"), findings, |field, findings| field.choice(&Phase::ALL, findings)),
-        content_types: integers(table.get("contentTypes"), findings),
+        messages: table.get("messages").and_then(|field| field.choice(&Messages::ALL, findings)),
+        content_types: list(table.get("contentTypes"), findings, integers::number_or_range)
+            .map(Integers::new),
+        msg_from: integers(table.get("msgFrom"), findings),
         session_types: integers(table.get("sessionTypes"), findings),
         platform_ids: integers(table.get("platformIDs"), findings),
         send_ids: globs(table.get("sendIDs"), findings),
@@ -385,7 +404,7 @@ fn matches(field: &Field<'_>, findings: &mut Findings) -> Match {
 
 /// Reads a list of `commands`: names and patterns.
 pub(super) fn commands(field: &Field<'_>, findings: &mut Findings) -> Option<Commands> {
-    list(Some(field), findings, |field, findings| {
+    let names = list(Some(field), findings, |field, findings| {
         let name = field.bounded_string(PATTERN_LIMIT_BYTES, findings)?;
         if name.is_empty() {
             field.invalid(findings, "must not be empty");
@@ -400,13 +419,14 @@ pub(super) fn commands(field: &Field<'_>, findings: &mut Findings) -> Option<Com
             return None;
         }
         Some(name.to_owned())
-    })
-    .map(Commands::new)
+    })?;
+    let commands = Commands::new(names);
+    warnings::patterns(&field.elements(LIST_LIMIT, findings)?, &commands, findings);
+    Some(commands)
 }
 
 fn integers(field: Option<&Field<'_>>, findings: &mut Findings) -> Option<Integers> {
-    let range = (i64::from(i32::MIN), i64::from(i32::MAX));
-    list(field, findings, |field, findings| field.integer(range, findings)).map(Integers::new)
+    list(field, findings, integers::number).map(Integers::new)
 }
 
 fn globs(field: Option<&Field<'_>>, findings: &mut Findings) -> Option<Vec<Glob>> {

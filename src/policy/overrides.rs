@@ -11,7 +11,7 @@ use super::problem::{Problems, Warnings};
 use super::reader::{Field, Findings, Keys, Table};
 use super::rule::Commands;
 use super::spec::Node;
-use super::timestamp;
+use super::{timestamp, warnings};
 use crate::callback::subject::Subject;
 
 /// How far ahead `until` may be: an override is for an incident, and a longer one belongs into the policy.
@@ -130,6 +130,13 @@ fn read(root: &Field<'_>, now: SystemTime, findings: &mut Findings) -> Option<Ov
     let until = required(root, &table, "until", findings).and_then(|field| until(field, now, findings));
     let reason = required(root, &table, "reason", findings).and_then(|field| reason(field, findings));
     let (until, until_text) = until?;
+    if let Some(Action::Answer(Fallback::Deny) | Action::Fallback(Fallback::Deny)) = action
+        && let Some(field) = table.get("answer").or_else(|| table.get("fallback"))
+        && !matches!(commands, Some(None))
+        && now < until
+    {
+        warnings::overridden_notifications(field, commands.as_ref().and_then(Option::as_ref), findings);
+    }
     Some(Override {
         action: action?,
         commands: match commands {

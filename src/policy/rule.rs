@@ -1,12 +1,14 @@
 //! Which callbacks a rule is for. Made once when a policy is compiled, so that asking allocates nothing.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::glob::{Glob, Pairs};
-use crate::callback::command::{self, Command, Phase};
-use crate::callback::subject::Subject;
+use super::integers::Integers;
+use crate::callback::command::{self, Command, Notifications, Phase};
+use crate::callback::subject::{Messages, NOTIFICATIONS, Subject};
 
 /// The commands named by a policy or an override.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +60,8 @@ impl Commands {
         any_matches(&self.globs, name)
     }
 
-    fn has(&self, command: &'static Command) -> bool {
+    /// Whether it fits the command under today's name.
+    pub(super) fn has(&self, command: &'static Command) -> bool {
         let index = index(command);
         self.known.get(index / 64).is_some_and(|bits| bits & (1 << (index % 64)) != 0)
     }
@@ -104,7 +107,9 @@ fn index(command: &'static Command) -> usize {
 pub(super) struct Match {
     pub(super) commands: Option<Commands>,
     pub(super) phases: Option<Vec<Phase>>,
+    pub(super) messages: Option<Messages>,
     pub(super) content_types: Option<Integers>,
+    pub(super) msg_from: Option<Integers>,
     pub(super) session_types: Option<Integers>,
     pub(super) platform_ids: Option<Integers>,
     pub(super) send_ids: Option<Vec<Glob>>,
@@ -130,8 +135,12 @@ impl Match {
             Some("commands")
         } else if !self.phases.as_ref().is_none_or(|phases| phases.contains(&subject.phase())) {
             Some("phase")
+        } else if self.messages.is_some() && self.messages != subject.messages() {
+            Some("messages")
         } else if !number(&self.content_types, &[subject.content_type]) {
             Some("contentTypes")
+        } else if !number(&self.msg_from, &[subject.msg_from]) {
+            Some("msgFrom")
         } else if !number(&self.session_types, &[subject.session_type]) {
             Some("sessionTypes")
         } else if !number(&self.platform_ids, &subject.platform_ids) {
@@ -152,14 +161,17 @@ impl Match {
         let Match {
             commands: _,
             phases: _,
+            messages,
             content_types,
+            msg_from,
             session_types,
             platform_ids,
             send_ids,
             recv_ids,
             group_ids,
         } = self;
-        [content_types, session_types, platform_ids].into_iter().any(Option::is_some)
+        messages.is_some()
+            || [content_types, msg_from, session_types, platform_ids].into_iter().any(Option::is_some)
             || [send_ids, recv_ids, group_ids].into_iter().any(Option::is_some)
     }
 
@@ -182,13 +194,68 @@ impl Match {
         }
         steps.take(1)
             && self.covers_phases(other)
-            && key(&self.content_types, &other.content_types, |wide, narrow| wide.cover(narrow, steps))
+            && self.covers_contents(other, steps)
+            && key(&self.msg_from, &other.msg_from, |wide, narrow| wide.cover(narrow, steps))
             && key(&self.session_types, &other.session_types, |wide, narrow| wide.cover(narrow, steps))
             && key(&self.platform_ids, &other.platform_ids, |wide, narrow| wide.cover(narrow, steps))
             && key(&self.commands, &other.commands, |wide, narrow| wide.cover(narrow, steps))
             && key(&self.send_ids, &other.send_ids, |wide, narrow| globs_cover(wide, narrow, steps))
             && key(&self.recv_ids, &other.recv_ids, |wide, narrow| globs_cover(wide, narrow, steps))
             && key(&self.group_ids, &other.group_ids, |wide, narrow| globs_cover(wide, narrow, steps))
+    }
+
+    fn covers_contents(&self, other: &Match, steps: &mut Steps) -> bool {
+        if self.messages.is_none() && self.content_types.is_none() {
+            return true;
+        }
+        let (wide, narrow) = (self.contents(), other.contents());
+        matches!((wide, narrow), (Some(wide), Some(narrow)) if wide.cover(&narrow, steps))
+    }
+
+    /// The content types that `messages` and `contentTypes` leave; `None` if there is neither.
+    pub(super) fn contents(&self) -> Option<Cow<'_, Integers>> {
+        let kind = self.messages.map(content_types);
+        match (kind, &self.content_types) {
+            (None, None) => None,
+            (None, Some(listed)) => Some(Cow::Borrowed(listed)),
+            (Some(kind), None) => Some(Cow::Owned(kind)),
+            (Some(kind), Some(listed)) => Some(Cow::Owned(kind.both(listed))),
+        }
+    }
+
+    /// What it fits of the notifications that some server sends with a command, and waits for the answer: itself, with
+    /// nothing but that left. `None` if it fits none of them.
+    pub(super) fn of_notifications(&self, command: &'static Command) -> Option<Match> {
+        let asked = command.phase == Phase::Before && command.notifications != Notifications::Never;
+        let named = self.commands.as_ref().is_none_or(|commands| commands.has(command));
+        let phase = self.phases.as_ref().is_none_or(|phases| phases.contains(&command.phase));
+        if !(asked && named && phase) {
+            return None;
+        }
+        // A key that the command lacks never fits.
+        let has =
+            |name: &str| command.request.fields[..command.request.known].iter().any(|it| it.name == name);
+        let keys = [
+            (self.msg_from.is_some(), has("msgFrom")),
+            (self.session_types.is_some(), has("sessionType")),
+            (self.platform_ids.is_some(), has("platformID") || has("senderPlatformID")),
+            (self.send_ids.is_some(), has("sendID")),
+            (self.recv_ids.is_some(), has("recvID")),
+            (self.group_ids.is_some(), has("groupID")),
+        ];
+        if keys.iter().any(|(wanted, has)| *wanted && !has)
+            || self.msg_from.as_ref().is_some_and(|from| !from.contain(FROM_SYSTEM))
+        {
+            return None;
+        }
+        let kind = content_types(Messages::Notifications);
+        let left = self.contents().map_or_else(|| kind.clone(), |contents| contents.both(&kind));
+        (!left.is_empty()).then(|| Match {
+            commands: Some(Commands::new(vec![command.name.to_owned()])),
+            messages: None,
+            content_types: Some(left),
+            ..self.clone()
+        })
     }
 
     fn covers_phases(&self, other: &Match) -> bool {
@@ -216,14 +283,15 @@ impl Match {
         };
         let globs =
             |globs: &Option<Vec<Glob>>| globs.as_ref().map(|globs| globs.iter().map(Glob::source).collect());
-        let integers =
-            |list: &Option<Integers>| list.as_ref().map(|list| list.0.iter().copied().collect::<Value>());
+        let integers = |list: &Option<Integers>| list.as_ref().map(Integers::to_json);
         let word = |phase: &Phase| {
             Phase::ALL.iter().find(|(_, known)| known == phase).map(|(word, _)| *word).unwrap_or_default()
         };
         add("commands", self.commands.as_ref().map(|it| it.source.iter().map(String::as_str).collect()));
         add("phase", self.phases.as_ref().map(|phases| phases.iter().map(word).collect()));
+        add("messages", self.messages.map(|messages| Value::from(messages.label())));
         add("contentTypes", integers(&self.content_types));
+        add("msgFrom", integers(&self.msg_from));
         add("sessionTypes", integers(&self.session_types));
         add("platformIDs", integers(&self.platform_ids));
         add("sendIDs", globs(&self.send_ids));
@@ -242,24 +310,16 @@ fn globs_cover(wide: &[Glob], narrow: &[Glob], steps: &mut Steps) -> bool {
     narrow.iter().all(|narrow| steps.take(wide.len()) && wide.iter().any(|wide| wide.covers(narrow)))
 }
 
-/// A set of integers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Integers(Vec<i64>);
+/// `msgFrom` of a notification: OpenIM's `SysMsgType`.
+const FROM_SYSTEM: i64 = 200;
 
-impl Integers {
-    pub(super) fn new(mut list: Vec<i64>) -> Integers {
-        list.sort_unstable();
-        list.dedup();
-        Integers(list)
-    }
-
-    fn contain(&self, number: i64) -> bool {
-        self.0.binary_search(&number).is_ok()
-    }
-
-    fn cover(&self, other: &Integers, steps: &mut Steps) -> bool {
-        steps.take(other.0.len()) && other.0.iter().all(|number| self.contain(*number))
-    }
+/// The content types of users' messages, or of notifications.
+fn content_types(messages: Messages) -> Integers {
+    let (first, last) = (*NOTIFICATIONS.start(), *NOTIFICATIONS.end());
+    Integers::new(match messages {
+        Messages::Users => vec![(i64::MIN, first - 1), (last + 1, i64::MAX)],
+        Messages::Notifications => vec![(first, last)],
+    })
 }
 
 /// How much work is left for finding rules that another covers. Comparing every rule with every other could
@@ -272,7 +332,12 @@ impl Steps {
         Steps(steps)
     }
 
-    fn take(&mut self, steps: usize) -> bool {
+    /// Whether there are none left, so that a `false` says nothing.
+    pub(super) fn spent(&self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn take(&mut self, steps: usize) -> bool {
         let enough = self.0 >= steps;
         self.0 = self.0.saturating_sub(steps);
         enough
@@ -280,202 +345,4 @@ impl Steps {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::borrow::Cow;
-
-    use super::*;
-
-    fn subject(name: &str) -> Subject<'_> {
-        Subject { name, command: command::lookup(name), ..Subject::default() }
-    }
-
-    fn commands(names: &[&str]) -> Commands {
-        Commands::new(names.iter().map(|name| (*name).to_owned()).collect())
-    }
-
-    fn globs(patterns: &[&str]) -> Option<Vec<Glob>> {
-        Some(patterns.iter().map(|pattern| Glob::new(pattern)).collect())
-    }
-
-    fn ints(list: &[i64]) -> Option<Integers> {
-        Some(Integers::new(list.to_vec()))
-    }
-
-    #[test]
-    fn every_command_of_the_table_has_its_own_place() {
-        for (at, command) in command::all().iter().enumerate() {
-            assert_eq!(index(command), at);
-            let only = commands(&[command.name]);
-            for other in command::all() {
-                assert_eq!(
-                    only.contain(&subject(other.name)),
-                    std::ptr::eq(command, other),
-                    "{}",
-                    other.name
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn an_alias_and_today_s_name_are_equal() {
-        let (alias, today) = ("callbackOnlinePushCommand", "callbackBeforeOnlinePushCommand");
-        for written in [alias, today] {
-            for sent in [alias, today] {
-                assert!(commands(&[written]).contain(&subject(sent)), "{written} {sent}");
-            }
-            assert!(!commands(&[written]).contain(&subject("callbackBeforeOfflinePushCommand")));
-        }
-    }
-
-    #[test]
-    fn a_pattern_is_held_against_the_name_as_sent_and_today_s() {
-        let alias = subject("callbackOnlinePushCommand");
-        assert!(commands(&["callbackOnline*"]).contain(&alias));
-        assert!(commands(&["callbackBeforeOnline*"]).contain(&alias));
-        assert!(!commands(&["callbackOnline*"]).contain(&subject("callbackBeforeOnlinePushCommand")));
-        assert!(!commands(&["callbackAfter*"]).contain(&alias));
-        assert!(commands(&["*"]).contain(&subject("somethingNew")));
-        assert!(commands(&["something*"]).contain(&subject("somethingNew")));
-        assert!(commands(&["somethingNew"]).contain(&subject("somethingNew")));
-        assert!(!commands(&["somethingNew"]).contain(&subject("somethingElse")));
-    }
-
-    #[test]
-    fn keys_are_joined_by_and_their_elements_by_or() {
-        let rule =
-            Match { content_types: ints(&[101, 102]), send_ids: globs(&["bot-*", "u1"]), ..Match::default() };
-        let with = |content_type, send_id: Option<&'static str>| Subject {
-            content_type,
-            send_id: send_id.map(Cow::Borrowed),
-            ..Subject::default()
-        };
-        for (content_type, send_id, fits) in [
-            (Some(101), Some("bot-9"), true),
-            (Some(102), Some("u1"), true),
-            (Some(103), Some("u1"), false),
-            (Some(101), Some("u2"), false),
-            (None, Some("u1"), false),
-            (Some(101), None, false),
-        ] {
-            assert_eq!(rule.fits(&with(content_type, send_id)), fits, "{content_type:?} {send_id:?}");
-        }
-        assert!(Match::default().fits(&Subject::default()));
-    }
-
-    #[test]
-    fn each_key_reads_its_own_field() {
-        let id = || Some(Cow::Borrowed("x"));
-        let base = Subject::default;
-        let rows: [(Match, Subject<'_>); 8] = [
-            (
-                Match { commands: Some(commands(&["callbackAfterUserOnlineCommand"])), ..Match::default() },
-                subject("callbackAfterUserOnlineCommand"),
-            ),
-            (
-                Match { phases: Some(vec![Phase::After]), ..Match::default() },
-                subject("callbackBeforeAfterMsgCommand"),
-            ),
-            (
-                Match { content_types: ints(&[1]), ..Match::default() },
-                Subject { content_type: Some(1), ..base() },
-            ),
-            (
-                Match { session_types: ints(&[1]), ..Match::default() },
-                Subject { session_type: Some(1), ..base() },
-            ),
-            (
-                Match { platform_ids: ints(&[1]), ..Match::default() },
-                Subject { platform_ids: [None, Some(1)], ..base() },
-            ),
-            (Match { send_ids: globs(&["x"]), ..Match::default() }, Subject { send_id: id(), ..base() }),
-            (Match { recv_ids: globs(&["x"]), ..Match::default() }, Subject { recv_id: id(), ..base() }),
-            (Match { group_ids: globs(&["x"]), ..Match::default() }, Subject { group_id: id(), ..base() }),
-        ];
-        for (row, (rule, _)) in rows.iter().enumerate() {
-            for (column, (_, subject)) in rows.iter().enumerate() {
-                // The first subject is of an after-command too.
-                let expected = row == column || (row == 1 && column == 0);
-                assert_eq!(rule.fits(subject), expected, "rule {row}, subject {column}");
-            }
-        }
-        let first = Match { platform_ids: ints(&[1]), ..Match::default() };
-        assert!(first.fits(&Subject { platform_ids: [Some(1), Some(2)], ..base() }));
-        let unknown = Match { phases: Some(vec![Phase::Unknown]), ..Match::default() };
-        assert!(unknown.fits(&subject("somethingNew")));
-    }
-
-    #[test]
-    fn every_key_but_the_command_and_its_phase_looks_into_bodies() {
-        let base = Match::default;
-        for (rule, looks) in [
-            (base(), false),
-            (
-                Match { commands: Some(commands(&["new"])), phases: Some(vec![Phase::Before]), ..base() },
-                false,
-            ),
-            (Match { content_types: ints(&[1]), ..base() }, true),
-            (Match { session_types: ints(&[1]), ..base() }, true),
-            (Match { platform_ids: ints(&[1]), ..base() }, true),
-            (Match { send_ids: globs(&["x"]), ..base() }, true),
-            (Match { recv_ids: globs(&["x"]), ..base() }, true),
-            (Match { group_ids: globs(&["x"]), ..base() }, true),
-        ] {
-            assert_eq!(rule.looks_into_bodies(), looks, "{rule:?}");
-        }
-    }
-
-    #[test]
-    fn every_key_counts_in_covering() {
-        let keys = [
-            Match { commands: Some(commands(&["new"])), ..Match::default() },
-            Match { phases: Some(vec![Phase::Before]), ..Match::default() },
-            Match { content_types: ints(&[1]), ..Match::default() },
-            Match { session_types: ints(&[1]), ..Match::default() },
-            Match { platform_ids: ints(&[1]), ..Match::default() },
-            Match { send_ids: globs(&["x"]), ..Match::default() },
-            Match { recv_ids: globs(&["x"]), ..Match::default() },
-            Match { group_ids: globs(&["x"]), ..Match::default() },
-        ];
-        for (at, wide) in keys.iter().enumerate() {
-            for (other, narrow) in keys.iter().enumerate() {
-                assert_eq!(wide.covers(narrow, &mut Steps::new(1_000)), at == other, "{wide:?}\n{narrow:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn one_rule_covers_another_key_by_key() {
-        let single = "callbackBeforeSendSingleMsgCommand";
-        let named = |names: &[&str]| Match { commands: Some(commands(names)), ..Match::default() };
-        let senders = |patterns: &[&str]| Match { send_ids: globs(patterns), ..Match::default() };
-        let types = |list: &[i64]| Match { content_types: ints(list), ..Match::default() };
-        let phases = |list: &[Phase]| Match { phases: Some(list.to_vec()), ..Match::default() };
-        let every = [Phase::Before, Phase::After, Phase::Unknown];
-        for (wide, narrow, covers) in [
-            (Match::default(), senders(&["a"]), true),
-            (senders(&["*"]), Match::default(), false),
-            (senders(&["a*"]), senders(&["a1", "ab*"]), true),
-            (senders(&["a*"]), senders(&["a1", "b"]), false),
-            (types(&[1, 2]), types(&[2]), true),
-            (types(&[2]), types(&[1, 2]), false),
-            (named(&["callbackBefore*"]), named(&[single]), true),
-            (named(&[single]), named(&["callbackBefore*"]), false),
-            (named(&["callbackBefore*"]), named(&["callbackBeforeSend*"]), true),
-            (named(&["callbackOnlinePushCommand"]), named(&["callbackBeforeOnlinePushCommand"]), true),
-            (named(&["new"]), named(&["new"]), true),
-            (named(&["n*"]), named(&["new"]), true),
-            (named(&["other"]), named(&["new"]), false),
-            (named(&[single]), senders(&["a"]), false),
-            (phases(&every), Match::default(), true),
-            (phases(&[Phase::Before]), phases(&[Phase::Before]), true),
-            (phases(&[Phase::Before]), phases(&[Phase::Before, Phase::After]), false),
-            (phases(&[Phase::Before]), named(&[single]), true),
-            (phases(&[Phase::After]), named(&[single]), false),
-            (phases(&[Phase::Before]), named(&["callbackBeforeSend*"]), false),
-        ] {
-            assert_eq!(wide.covers(&narrow, &mut Steps::new(1_000)), covers, "{wide:?}\n{narrow:?}");
-        }
-        assert!(!senders(&["a*"]).covers(&senders(&["a1"]), &mut Steps::new(1)), "out of steps");
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::glob::Glob;
 use crate::callback::command;
 
 /// Every name of the table in lower case, with the name.
@@ -57,6 +58,53 @@ pub(crate) fn resembling_command(unknown: &str) -> Option<&'static str> {
         }
     }
     best.map(|(_, name)| name)
+}
+
+/// The pattern that was meant by one that fits no name of the table: with the letter case of the names it then fits, or
+/// with what is before its first `*` within two edits of how a name begins.
+pub(crate) fn resembling_pattern(pattern: &str) -> Option<String> {
+    if pattern.len() > 128 {
+        return None;
+    }
+    let pieces: Vec<_> = pattern.split('*').map(str::to_ascii_lowercase).collect();
+    let (first, rest) = pieces.split_first()?;
+    // Today's names first: of the earlier ones some begin in upper case.
+    let mut names =
+        command::all().iter().map(|command| command.name).chain(command::names().map(|(name, _)| name));
+    if let Some(cased) = names.find_map(|name| in_case_of(&pieces, &name.to_ascii_lowercase(), name)) {
+        return Some(cased);
+    }
+    // What begins a name: its words, and nothing that ends within one.
+    let (_, begins) = command::all()
+        .iter()
+        .flat_map(|command| {
+            let ends = command.name.char_indices().filter(|(_, letter)| letter.is_ascii_uppercase());
+            ends.map(|(at, _)| at).chain([command.name.len()]).map(|at| &command.name[..at])
+        })
+        .filter_map(|begins| edits(first, &begins.to_ascii_lowercase()).map(|edits| (edits, begins)))
+        .filter(|(edits, begins)| first.len() >= STEM_CHARS && edits * 3 < begins.len())
+        .min_by_key(|(edits, _)| *edits)?;
+    let tail = &pattern[pattern.len() - rest.iter().map(|piece| piece.len() + 1).sum::<usize>()..];
+    let meant = format!("{begins}{tail}");
+    let glob = Glob::new(&meant);
+    command::names().any(|(name, _)| glob.matches(name)).then_some(meant)
+}
+
+/// The pieces of a pattern with the letter case of a name that they fit but for it.
+fn in_case_of(pieces: &[String], lower: &str, name: &str) -> Option<String> {
+    let (first, rest) = pieces.split_first()?;
+    let (last, middle) = rest.split_last()?;
+    let end = lower.len().checked_sub(last.len()).filter(|end| *end >= first.len())?;
+    if !lower.starts_with(first.as_str()) || !lower.ends_with(last.as_str()) {
+        return None;
+    }
+    let (mut at, mut cased) = (first.len(), name[..first.len()].to_owned());
+    for piece in middle {
+        let found = at + lower[at..end].find(piece.as_str())?;
+        at = found + piece.len();
+        cased = cased + "*" + &name[found..at];
+    }
+    Some(cased + "*" + &name[end..])
 }
 
 /// The edits between two names of commands, if they are few enough for a slip.
@@ -157,6 +205,28 @@ mod tests {
             ("callbackCommand", None),
         ] {
             assert_eq!(resembling_command(unknown), meant, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_with_a_slip_resembles_one_that_fits_and_a_new_one_resembles_none() {
+        for (pattern, meant) in [
+            ("callbackbefore*", Some("callbackBefore*")),
+            ("Callback*PushCommand", Some("callback*PushCommand")),
+            ("callback*pushcommand", Some("callback*PushCommand")),
+            ("*SENDGROUP*", Some("*SendGroup*")),
+            ("callbackBefroe*", Some("callbackBefore*")),
+            ("calbackAfter*Command", Some("callbackAfter*Command")),
+            ("callbackBeforeSned*MsgCommand", Some("callbackBeforeSend*MsgCommand")),
+            ("callbackBeforeChannel*", None),
+            ("x*", None),
+            ("é*é", None),
+        ] {
+            let found = resembling_pattern(pattern);
+            assert_eq!(found.as_deref(), meant, "{pattern}");
+            if let Some(meant) = meant {
+                assert!(command::names().any(|(name, _)| Glob::new(meant).matches(name)), "{meant}");
+            }
         }
     }
 }

@@ -49,13 +49,49 @@ fn a_policy_with_slow_patterns_is_fine_with_a_warning() {
     let folder = Folder::new();
     let patterns = |count| (0..count).map(|n| format!("'*u{n}*'")).collect::<Vec<_>>().join(",");
     for (count, warnings) in [(500, "1 warning"), (50, "0 warnings")] {
-        let policy = format!("rules:\n  - match: {{sendIDs: [{}]}}\n    answer: Deny\n", patterns(count));
+        let policy = format!("rules:\n  - match: {{sendIDs: [{}]}}\n    answer: Allow\n", patterns(count));
         fs::write(folder.path().join("FILE"), policy).expect("a file");
         let ran = folder.run("check FILE").code(0).out_has(&format!("0 problems, {warnings}\n"));
         if count == 500 {
             ran.err_has("FILE:2:3: warning: rules: Slow: the patterns may add 0.8 ms to each callback");
         }
     }
+}
+
+#[test]
+fn what_a_policy_probably_does_not_mean_is_a_warning_with_its_place_and_what_to_write() {
+    let folder = Folder::new();
+    folder.write(
+        "FILE",
+        "rules:
+  - match: {commands: [callbackBeforeSned*]}
+    timeout: 1s
+  - match: {commands: [\"callbackAfter*\"]}
+    timeout: 50ms
+  - match: {commands: [callbackBeforeSendGroupMsgCommand]}
+    fallback: Deny
+",
+    );
+    folder.run("check FILE").code(0).out_has("0 problems, 3 warnings\n").err(
+        "FILE:2:24: warning: rules[0].match.commands[0]: Fits no command that OpenIM is known to send: \
+         \"callbackBeforeSned*\"; did you mean \"callbackBeforeSend*\"?\n\
+         FILE:4:24: warning: rules[1].match.commands[0]: Misses callbackBeforeAfterMsgCommand, which is sent after a \
+         message was revoked: in a rule write phase: [After] instead of \"callbackAfter*\", or name it too\n\
+         FILE:7:15: warning: rules[2].fallback: Denies notifications too, such as \"you were kicked\" (OpenIM v3.8 sends \
+         callbackBeforeSendGroupMsgCommand for them): add messages: Users to its match, or leave it if that is meant\n",
+    );
+    folder.write(
+        "FILE",
+        "rules:
+  - match: {commands: [callbackBeforeSendGroupMsgCommand], messages: Users}
+    fallback: Deny
+  - match: {commands: [\"callbackBeforeSend*\"]}
+    timeout: 1s
+  - match: {phase: [After]}
+    timeout: 50ms
+",
+    );
+    folder.run("check FILE").code(0).err("").out_has("0 problems, 0 warnings\n");
 }
 
 const MANIFESTS: &str = "\

@@ -53,6 +53,41 @@ fn a_rule_that_answers_by_itself_says_so_and_the_default_is_the_last() {
 }
 
 #[test]
+fn messages_of_users_and_notifications_and_msg_from_are_told_as_the_policy_calls_them() {
+    let folder = Folder::new();
+    folder.write(
+        "policy.yaml",
+        "rules:
+  - {name: users, match: {messages: Users, contentTypes: [101, \"2000-5001\"]}}
+  - {name: system, match: {msgFrom: [200]}}
+  - {name: notifications, match: {messages: Notifications}}
+",
+    );
+    let run = |fields: Value| -> Value {
+        folder.write("callback.json", &callback(fields));
+        let ran = folder.run("explain --policy policy.yaml --callback callback.json --format json").code(0);
+        serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran}"))
+    };
+    assert_eq!(run(json!({"contentType": 5001}))["rule"], "users");
+    assert_eq!(run(json!({"contentType": 102, "msgFrom": 200}))["rule"], "system");
+    let json = run(json!({"contentType": 5000, "msgFrom": 100}));
+    assert_eq!(json["rule"], "notifications");
+    assert_eq!(
+        json["passedOver"],
+        json!([
+            {"rule": "users", "key": "messages", "wanted": "Users", "found": "Notifications"},
+            {"rule": "system", "key": "msgFrom", "wanted": [200], "found": 100},
+        ])
+    );
+    let json = run(json!({"contentType": 102}));
+    assert_eq!(json["passedOver"][0]["wanted"], json!([101, "2000-5001"]));
+    assert_eq!(
+        json["passedOver"][2],
+        json!({"rule": "notifications", "key": "messages", "wanted": "Notifications", "found": "Users"})
+    );
+}
+
+#[test]
 fn a_callback_that_would_be_rejected_is_told_with_its_cause() {
     for (body, cause) in [("{\"callbackCommand\":5}", "command"), ("[]", "body"), ("{", "body")] {
         assert_eq!(explained(body, 1)["rejected"]["cause"], cause, "{body}");

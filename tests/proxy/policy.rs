@@ -25,6 +25,9 @@ rules:
   - {name: receiver, match: {recvIDs: ["vip*"]}}
   - {name: group, match: {groupIDs: ["g-*-end"]}}
   - {name: platform, match: {platformIDs: [5]}}
+  - {name: system, match: {msgFrom: [200]}}
+  - {name: kicked, match: {messages: Notifications, contentTypes: [1, "1508-1511"]}}
+  - {name: files, match: {messages: Users, contentTypes: ["104-105", 1509]}}
   - {name: pushes, match: {commands: [callbackBeforePushCommand, "callbackBefore*PushCommand"]}}
   - {name: friends, match: {commands: [callbackBeforeAddFriendCommand]}}
   - {name: newcomers, match: {phase: [Unknown]}}
@@ -41,6 +44,16 @@ rules:
         (single().with("contentType", 103), "content"),
         (single().with("contentType", "103"), "default"),
         (single().with("contentType", 1030), "default"),
+        (single().with("contentType", 1507), "default"),
+        (single().with("contentType", 1508), "kicked"),
+        (single().with("contentType", 1511), "kicked"),
+        (single().with("contentType", 1512), "default"),
+        (single().with("contentType", 1), "default"),
+        (single().with("contentType", 104), "files"),
+        (single().with("contentType", 105), "files"),
+        (single().with("contentType", 106), "default"),
+        (single().with("contentType", 105).with("msgFrom", 200), "system"),
+        (single().with("msgFrom", "200"), "default"),
         (single().without("contentType"), "default"),
         (single().with("sessionType", 3), "session"),
         (single().with("sendID", "bot-7"), "sender"),
@@ -73,6 +86,26 @@ rules:
         assert_eq!(guard.decision(&call.operation_id())["rule"], *rule, "{call:?}");
     }
     assert_eq!(app.asked().len(), rows.len());
+}
+
+/// On a v3.8.x server the command is sent for notifications too.
+#[tokio::test]
+async fn a_deny_for_messages_of_users_lets_notifications_through_and_one_for_all_does_not() {
+    let group = |content_type| Call::new(GROUP).with("contentType", content_type);
+    for (key, kicked) in [("messages: Users, ", "allow fallback"), ("", "deny fallback")] {
+        let policy = format!(
+            "rules: [{{match: {{{key}commands: [{GROUP}]}}, fallback: Deny, deny: {{errCode: 5101}}}}]"
+        );
+        let app = App::start(|_| vec![Act::json("no JSON")]);
+        let guard = Guard::with(&policy).upstream(&app).start();
+        let mut caller = Caller::h2(&guard).await;
+        for (content_type, told) in [(101, "deny fallback"), (1508, kicked), (1000, kicked), (5000, kicked)] {
+            let answer = caller.send(&group(content_type)).await;
+            assert_eq!(answer.told(), format!("{told} invalid"), "{key}{content_type}");
+        }
+        assert_eq!(caller.send(&group(5001)).await.told(), "deny fallback invalid");
+        assert_eq!(caller.send(&group(999)).await.told(), "deny fallback invalid");
+    }
 }
 
 #[tokio::test]
