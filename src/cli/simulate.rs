@@ -17,6 +17,7 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::callback::target::Form;
 use bodies::Sample;
+pub use bodies::{Samples, Server};
 use dial::Dialer;
 use exchange::Caller;
 use failure::{Failure, Phase};
@@ -50,6 +51,10 @@ pub struct Simulate {
     pub place: Place,
     /// `--command`: names of the table; none for every before-command.
     pub commands: Vec<String>,
+    /// `--server`
+    pub server: Server,
+    /// `--samples`
+    pub samples: Samples,
     /// `--body`
     pub body: Option<PathBuf>,
     /// `--form`
@@ -108,10 +113,10 @@ fn samples(config: &Simulate, stdin: &mut dyn Read) -> Result<Vec<Sample>, Strin
         return Ok(vec![own(path, stdin)?]);
     }
     if config.commands.is_empty() {
-        return Ok(Sample::before());
+        return Ok(Sample::before(config.server, config.samples));
     }
     // The command line was checked against the same table.
-    Ok(config.commands.iter().filter_map(|name| Sample::of(name)).collect())
+    Ok(config.commands.iter().flat_map(|name| Sample::of(name, config.server, config.samples)).collect())
 }
 
 /// What is wrong with the files of a command line that is wrong itself, so that nothing will be sent; each begins with
@@ -216,6 +221,7 @@ async fn case(caller: &Caller, sample: &Sample, number: u64) -> Case {
     let took = began.elapsed();
     let mut case = Case {
         command: sample.name.clone(),
+        special: sample.special.clone(),
         operation_id: String::from_utf8_lossy(sending.operation_id.as_bytes()).into_owned(),
         status: None,
         h2: false,

@@ -11,6 +11,8 @@
 //! The same writes the block of `proxy --help` in the README.
 
 mod program;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod admission_policy;
 mod check;
@@ -23,6 +25,7 @@ mod help;
 mod inject;
 mod mistakes;
 mod readme;
+mod recorded;
 mod simulate;
 mod start;
 mod variables;

@@ -1,8 +1,5 @@
 //! `simulate` against apps that do one thing each, and against the guard itself.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -12,8 +9,8 @@ use callback_guard::cli::simulate::advice::OWN;
 use serde_json::Value;
 
 use crate::program::{Folder, Ran, repository};
-use support::app::ALLOW;
-use support::{Act, App, Asked, Authority, Guard};
+use crate::support::app::ALLOW;
+use crate::support::{Act, App, Asked, Authority, Guard};
 
 const SEND: &str = "callbackBeforeSendSingleMsgCommand";
 
@@ -37,10 +34,10 @@ fn simulate(app: &App, rest: &str) -> Ran {
     Folder::new().run(&format!("simulate {}/cb {rest}", app.url()))
 }
 
-/// One command against an app that answers so.
+/// The usual callback of one command against an app that answers so.
 fn answered(act: Act, command: &str) -> Ran {
     let app = App::start(move |_| vec![act.clone()]);
-    simulate(&app, &format!("--command {command}"))
+    simulate(&app, &format!("--samples usual --command {command}"))
 }
 
 fn json(ran: &Ran) -> Value {
@@ -58,8 +55,10 @@ fn one_sentence(ran: Ran, what: &str, remedy: &str) {
 #[test]
 fn a_good_app_is_good_for_every_before_command_over_one_connection() {
     let app = good();
-    let ran =
-        simulate(&app, "").code(0).err("").out_has("25 callbacks: 25 allowed, 0 denied, 0 errors; 0 serious");
+    let ran = simulate(&app, "--samples usual")
+        .code(0)
+        .err("")
+        .out_has("25 callbacks: 25 allowed, 0 denied, 0 errors; 0 serious");
     assert!(ran.out.lines().all(|line| line.chars().count() <= 80), "{ran}");
     ran.has_no("\x1b");
     let before: Vec<_> =
@@ -94,9 +93,11 @@ fn every_byte_of_a_request_over_http_1_is_go_s() {
 fn a_user_is_sent_and_the_forms_and_names_of_earlier_servers_are_known() {
     let app = good();
     let url = app.url().replace("http://", "http://openim:p%40ss@");
-    let line = format!("simulate {url} --form query --command callbackOnlinePushCommand");
+    let line = format!("simulate {url} --form query --samples usual --command callbackOnlinePushCommand");
     Folder::new().run(&line).code(0).has_no("p%40ss").has_no("p@ss");
-    simulate(&app, "--command callbackAfterSendSingleMsgCommand").code(0).out_has("read by nobody");
+    let after = "--command callbackAfterSendSingleMsgCommand --samples usual";
+    simulate(&app, &format!("{after} --server main")).code(0).out_has("read by nobody");
+    simulate(&app, after).code(0).out_has("read by nobody");
     let asked = app.asked();
     assert_eq!(asked[0].values("authorization"), ["Basic b3BlbmltOnBAc3M="]);
     assert_eq!(asked[0].target(), "/?command=callbackOnlinePushCommand");
@@ -106,13 +107,75 @@ fn a_user_is_sent_and_the_forms_and_names_of_earlier_servers_are_known() {
         "{}",
         asked[1].line()
     );
+    assert_eq!(asked[2].target(), "/cb/callbackAfterSendSingleMsgCommand");
+}
+
+#[test]
+fn by_default_everything_a_release_sends_is_sent_and_each_special_callback_is_told_apart() {
+    let app = good();
+    let group = "callbackBeforeSendGroupMsgCommand";
+    let ran = simulate(&app, "").code(0).err("");
+    assert!(ran.out.lines().all(|line| line.chars().count() <= 80), "{ran}");
+    ran.out_has("  a notification: a member was kicked\n").out_has("  somebody is mentioned\n");
+    let contents = |app: &App| -> Vec<(i64, String, bool)> {
+        let bodies = app.asked().into_iter().filter(|asked| asked.command() == group).map(|asked| asked.body);
+        let bodies = bodies.map(|body| serde_json::from_slice::<Value>(&body).expect("JSON"));
+        let content = |body: &Value| body["content"].as_str().unwrap_or_default().to_owned();
+        bodies
+            .map(|body| {
+                (body["contentType"].as_i64().unwrap_or(0), content(&body), body["atUserList"].is_null())
+            })
+            .collect()
+    };
+    let sent = contents(&app);
+    let types: Vec<_> = sent.iter().map(|(content_type, _, nobody)| (*content_type, *nobody)).collect();
+    assert_eq!(types, [(101, true), (106, false), (1508, true), (1519, true)]);
+    assert_eq!(sent[2].1, "");
+    // Main does not send it for notifications.
+    let app = good();
+    simulate(&app, &format!("--server main --command {group}"))
+        .code(0)
+        .err("")
+        .out_has("2 callbacks: 2 allowed");
+    assert!(contents(&app).iter().all(|(content_type, ..)| *content_type < 1000));
+    let app = good();
+    let report = json(&simulate(&app, &format!("--command {group} --format json")).code(0));
+    let samples: Vec<_> =
+        (0..3).map(|at| report["callbacks"][at]["sample"].as_str().unwrap_or("none")).collect();
+    assert_eq!(samples, ["", "somebody is mentioned", "a notification: a member was kicked"]);
+    simulate(&app, &format!("--command {group} --format junit"))
+        .code(0)
+        .out_has(&format!("name=\"{group}\""))
+        .out_has(&format!("name=\"{group} (a notification: a member was kicked)\""));
+}
+
+#[test]
+fn main_s_mixed_up_operation_ids_are_in_the_header_alone() {
+    let app = good();
+    simulate(&app, "--server main --command callbackAfterSendSingleMsgCommand").code(0).err("");
+    let ids: Vec<_> = app
+        .asked()
+        .iter()
+        .map(|asked| {
+            let body: Value = serde_json::from_slice(&asked.body).expect("JSON");
+            (
+                asked.values("operationid").concat(),
+                body["operationID"].as_str().unwrap_or_default().to_owned(),
+            )
+        })
+        .collect();
+    assert_eq!(ids.len(), 3);
+    assert!(ids.iter().all(|(_, body)| !body.is_empty()), "{ids:?}");
+    assert_eq!(ids[0].0, ids[0].1);
+    assert!(!ids[1].0.is_empty() && ids[1].0 != ids[1].1, "{ids:?}");
+    assert_eq!(ids[2].0, "");
 }
 
 #[test]
 fn a_connection_that_the_app_ends_is_replaced_without_a_failure() {
     let app = App::start(|_| vec![Act::answer("200 OK", &[("Connection", "close")], ALLOW), Act::Close]);
     let commands = "--command callbackBeforeAddFriendCommand --command callbackBeforeAddBlackCommand";
-    simulate(&app, &format!("{commands} --command {SEND}")).code(0).out_has("3 allowed");
+    simulate(&app, &format!("--samples usual {commands} --command {SEND}")).code(0).out_has("3 allowed");
     assert_eq!(app.connections(), 3);
 }
 
@@ -258,8 +321,10 @@ fn without_an_answer_it_is_said_why_in_one_sentence_and_what_to_try() {
         (vec![Act::send(large)], "longer than 16 MiB and was not read to its end; try: "),
     ] {
         let app = App::start(move |_| acts.clone());
-        let ran =
-            simulate(&app, &format!("--timeout 1 --command {SEND}")).code(1).err("").out_has("error 90004");
+        let ran = simulate(&app, &format!("--samples usual --timeout 1 --command {SEND}"))
+            .code(1)
+            .err("")
+            .out_has("error 90004");
         let flat = ran.out.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(flat.contains(what), "{what:?} is not in\n{ran}");
     }
@@ -299,14 +364,20 @@ fn the_guard_is_asked_over_tls_and_certificates_are_verified_as_openim_does() {
     let guard = Guard::with("").upstream(&app).start();
     let url = format!("https://{}/cb", guard.listen());
     let run = |rest: &str| folder.run(&format!("simulate {url} {rest}"));
-    let ran = run("--ca ca.pem --format json").code(0).err("");
+    let ran = run("--ca ca.pem --samples usual --format json").code(0).err("");
     let report = json(&ran);
     assert_eq!(report["callbacks"].as_array().map(Vec::len), Some(25));
     assert!(
         report["callbacks"].as_array().is_some_and(|all| all.iter().all(|one| one["http"] == "2")),
         "{report}"
     );
-    run(&format!("--insecure --command {SEND}")).code(0).err("").out_has("1 allowed");
+    // The guard fills in what a plain allow leaves out, in the special callbacks too.
+    let plain = App::allowing();
+    let filling = Guard::with("").upstream(&plain).start();
+    run("--ca ca.pem").code(0).err("").out_has("; 0 serious");
+    let ran = folder.run(&format!("simulate https://{}/cb --ca ca.pem", filling.listen())).code(0).err("");
+    ran.out_has("37 callbacks: 37 allowed, 0 denied, 0 errors; 0 serious");
+    run(&format!("--insecure --samples usual --command {SEND}")).code(0).err("").out_has("1 allowed");
     let system =
         folder.program(&format!("simulate {url} --command {SEND}")).env("SSL_CERT_FILE", "ca.pem").run();
     system.code(0).err("");
@@ -338,7 +409,7 @@ fn a_certificate_for_another_name_or_time_is_said_to_be_one() {
     let mut params = rcgen::CertificateParams::new(vec!["app.example".to_owned()]).expect("a name");
     let issued = ours.issue(params.clone());
     let app = good();
-    let start = |issued: &support::certificates::Issued| {
+    let start = |issued: &crate::support::certificates::Issued| {
         let guard = Guard::with("").upstream(&app);
         guard
             .file("--tls-cert", "other.pem", &issued.cert)
@@ -365,7 +436,7 @@ fn a_certificate_for_another_name_or_time_is_said_to_be_one() {
     let key = rcgen::KeyPair::generate().expect("a key");
     let own = params.self_signed(&key).expect("a certificate").pem();
     folder.write("own.pem", &own);
-    let guard = start(&support::certificates::Issued { cert: own, key: key.serialize_pem() });
+    let guard = start(&crate::support::certificates::Issued { cert: own, key: key.serialize_pem() });
     let line = format!("simulate https://localhost:{}", guard.listen().port());
     folder.run(&format!("{line} --ca own.pem --command {SEND}")).code(0).err("");
     one_sentence(
@@ -384,11 +455,22 @@ fn a_certificate_for_another_name_or_time_is_said_to_be_one() {
 #[test]
 fn mistakes_of_the_command_line_are_told_at_once() {
     let ran = Folder::new().run(
-        "simulate ftp://h --command callbackBeforeSendSingelMsgCommand --command nothing --form odd --timeout 1.5 \
-         --ca x --insecure --format xml --rate 0 --for 2h --concurrency 1001",
+        "simulate ftp://h --command callbackBeforeSendSingelMsgCommand --command nothing --server v3.7 --samples some \
+         --form odd --timeout 1.5 --ca x --insecure --format xml --rate 0 --for 2h --concurrency 1001",
     );
-    let flags =
-        ["URL", "--command", "--command", "--form", "--timeout", "--insecure", "--format", "--rate", "--for"];
+    let flags = [
+        "URL",
+        "--command",
+        "--command",
+        "--server",
+        "--samples",
+        "--form",
+        "--timeout",
+        "--insecure",
+        "--format",
+        "--rate",
+        "--for",
+    ];
     let flags = [&flags[..], &["--concurrency"]].concat();
     let ran = ran.code(2).out("").err_has("did you mean callbackBeforeSendSingleMsgCommand?");
     ran.problems_of(&flags, "\nFor the flags and their defaults: callback-guard simulate --help\n");
@@ -453,8 +535,7 @@ fn junit_has_a_test_case_a_command_and_is_well_formed() {
         }]
     });
     let commands = ["Single", "Group"].map(|kind| format!("--command callbackBeforeSend{kind}MsgCommand"));
-    let rest =
-        "--command callbackBeforeAddFriendCommand --command callbackBeforeAddBlackCommand --format junit";
+    let rest = "--samples usual --command callbackBeforeAddFriendCommand --command callbackBeforeAddBlackCommand --format junit";
     let ran = simulate(&app, &format!("{} {rest}", commands.join(" "))).code(1).err("");
     let elements = elements(&ran.out);
     let count = |name: &str| elements.iter().filter(|(found, _)| found == name).count();
@@ -505,7 +586,7 @@ fn a_load_through_the_guard_shares_a_connection() {
     let guard = Guard::with("").upstream(&app).start();
     let folder = Folder::new();
     folder.write("ca.pem", &Authority::common().pem());
-    let rest = "--ca ca.pem --rate 100 --for 300ms --format junit";
+    let rest = "--ca ca.pem --samples usual --rate 100 --for 300ms --format junit";
     let ran = folder.run(&format!("simulate https://{} {rest}", guard.listen())).code(0).err("");
     let elements = elements(&ran.out);
     assert_eq!(elements.iter().filter(|(name, _)| name == "testcase").count(), 25, "{ran}");
@@ -524,7 +605,15 @@ fn each_finding_has_its_documentation() {
         "# simulate: what is found in an app's answers\n\n\
          Generated from the table that the program uses (`src/cli/simulate/advice.rs`). `callback-guard simulate` also\n\
          tells what the guard itself corrects or notices: see [findings](findings.md). Serious is what makes OpenIM fail,\n\
-         or do something other than the app probably meant; then the exit code is 1.\n",
+         or do something other than the app probably meant; then the exit code is 1.\n\n\
+         Of each command it sends what the server is known to send: the usual callback, and special ones, such as a\n\
+         notification, a message sent by REST, or one with fields that are null. `--samples usual` leaves the special ones out.\n\
+         `--server v3.8` (the default) plays a release, `--server main` OpenIM's main branch:\n\n\
+         | | v3.8 | main |\n|---|---|---|\n\
+         | [notifications](messages.md) with the commands of messages | yes | no |\n\
+         | notifications with the push commands | yes | yes |\n\
+         | `?key=` on `callbackAfterSendSingleMsgCommand` and `callbackAfterSendGroupMsgCommand` | no | yes |\n\
+         | a header `operationID` that is empty, or another request's | no | now and then (the standalone program) |\n",
     );
     for row in &OWN {
         let (found, why, hint) = (row.found, row.why, row.hint);

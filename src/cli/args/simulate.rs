@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::problems::{Problems, one_of, path};
 use crate::callback::command;
 use crate::callback::target::Form;
-use crate::cli::simulate::{Load, Place, Simulate, Trust, file_problems};
+use crate::cli::simulate::{Load, Place, Samples, Server, Simulate, Trust, file_problems};
 use crate::policy::resembling_command;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,6 +29,26 @@ pub(super) struct SimulateArgs {
         value_delimiter = ','
     )]
     command: Vec<String>,
+    /// The OpenIM to play: v3.8 for releases, which also send notifications with the commands of messages; main for its main
+    /// branch, which sends ?key= with three after-commands, and not always the right operationID in the header
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_SERVER",
+        hide_env_values = true,
+        value_name = "SERVER",
+        default_value = "v3.8"
+    )]
+    server: String,
+    /// all that the server is known to send of each command (a notification, a message sent by REST, fields that are null),
+    /// or the usual one
+    #[arg(
+        long,
+        env = "CALLBACK_GUARD_SAMPLES",
+        hide_env_values = true,
+        value_name = "WHICH",
+        default_value = "all"
+    )]
+    samples: String,
     /// File with a body to send instead; its callbackCommand names the command. `-` is standard input
     #[arg(long, env = "CALLBACK_GUARD_BODY", hide_env_values = true, value_name = "FILE")]
     body: Option<String>,
@@ -123,6 +143,10 @@ impl SimulateArgs {
             problems.add("--command", "stands beside --body, whose callbackCommand names the command");
         }
         let commands = (problems.found.len() == before).then_some(typed);
+        let server = problems.read("--server", &self.server, |text| one_of(text, &Server::ALL));
+        let samples = problems.read("--samples", &self.samples, |text| {
+            one_of(text, &[("all", Samples::All), ("usual", Samples::Usual)])
+        });
         let form = problems
             .read("--form", &self.form, |text| one_of(text, &[("path", Form::Path), ("query", Form::Query)]));
         let timeout = problems.read("--timeout", &self.timeout, |text| {
@@ -154,6 +178,8 @@ impl SimulateArgs {
         Some(Simulate {
             place: place?,
             commands: commands?,
+            server: server?,
+            samples: samples?,
             body,
             form: form?,
             timeout: timeout?,

@@ -150,10 +150,10 @@ fn shown(raw: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::callback::command;
-    use crate::cli::simulate::bodies::Sample;
+    use crate::cli::simulate::bodies::{Sample, Samples, Server};
 
     fn told(command: &str, answer: &str) -> Vec<(String, &'static str)> {
-        let sample = Sample::of(command).expect("a command");
+        let sample = Sample::of(command, Server::V38, Samples::Usual).remove(0);
         let callback = sample.callback(&sample.sending(1)).expect("a callback");
         of(&callback, answer.as_bytes())
             .into_iter()
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_loses_the_group_cannot_be_applied() {
-        let sample = Sample::of("callbackBeforeSetGroupInfoExCommand").expect("a command");
+        let sample = Sample::of("callbackBeforeSetGroupInfoExCommand", Server::V38, Samples::Usual).remove(0);
         let callback = sample.callback(&sample.sending(1)).expect("a callback");
         for (answer, lost) in
             [("{}", true), (r#"{"groupID":""}"#, true), (r#"{"groupID":"2349876510"}"#, false)]
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn snake_case_is_told_with_the_field_that_was_meant() {
-        let sample = Sample::of("callbackBeforeOfflinePushCommand").expect("a command");
+        let sample = Sample::of("callbackBeforeOfflinePushCommand", Server::V38, Samples::Usual).remove(0);
         let callback = sample.callback(&sample.sending(1)).expect("a callback");
         let effects = of(&callback, br#"{"user_id_list":["a"],"action_code":0}"#);
         let hints: Vec<_> = effects.iter().map(|effect| effect.why.as_str()).collect();

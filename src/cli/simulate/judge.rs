@@ -256,11 +256,11 @@ pub(super) fn concerns_all(outcome: &Outcome) -> Option<&Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::simulate::bodies::Sample;
+    use crate::cli::simulate::bodies::{Sample, Samples, Server};
     use http::HeaderMap;
 
     fn judged(body: &'static str, took: Duration) -> Judged {
-        let sample = Sample::of("callbackBeforeSendSingleMsgCommand").expect("a command");
+        let sample = Sample::of("callbackBeforeSendSingleMsgCommand", Server::V38, Samples::Usual).remove(0);
         let callback = sample.callback(&sample.sending(1)).expect("a callback");
         let answer = Answer {
             status: StatusCode::OK,

@@ -26,6 +26,8 @@ const OUTCOME_WIDTH: usize = 19;
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) command: String,
+    /// What is special about the callback; empty for the usual one.
+    pub(super) special: String,
     pub(super) operation_id: String,
     pub(super) status: Option<u16>,
     pub(super) h2: bool,
@@ -125,7 +127,7 @@ impl<'o> Screen<'o> {
 
     /// One callback: a line, and below it what there is to say.
     pub(super) fn case(&mut self, case: &Case) -> io::Result<()> {
-        let Case { command, took, judged, .. } = case;
+        let Case { command, special, took, judged, .. } = case;
         let paint = match &judged.outcome {
             Outcome::Network(_) | Outcome::Data(_) | Outcome::Fails(_) => Paint::Red,
             Outcome::Denied { .. } | Outcome::Redirected { .. } => Paint::Yellow,
@@ -135,6 +137,9 @@ impl<'o> Screen<'o> {
         let label = format!("{:<OUTCOME_WIDTH$}", judged.outcome.label());
         let label = self.painted(paint, &label);
         writeln!(self.out, "{command:<OUTCOME_COLUMN$}{label}{:>9}", time(*took))?;
+        if !special.is_empty() {
+            self.paragraph(2, "", Paint::Dim, special)?;
+        }
         if let Some(text) = judged.outcome.explanation() {
             self.paragraph(2, "", paint, &text)?;
         }
@@ -332,6 +337,7 @@ fn case_json(case: &Case, timeout: Duration) -> Json {
     });
     json!({
         "command": case.command,
+        "sample": case.special,
         "operationID": case.operation_id,
         "outcome": outcome.name(),
         "errCode": code,
@@ -449,7 +455,8 @@ fn test(case: &Case) -> Test {
         let Advice { name, severity, why, hint, .. } = found;
         format!("{}: {name}. {why} Try: {hint} ({})\n", severity.label(), found.documentation())
     });
-    Test { name: case.command.clone(), took: case.took, bad, message, text: lines.collect() }
+    let special = if case.special.is_empty() { String::new() } else { format!(" ({})", case.special) };
+    Test { name: format!("{}{special}", case.command), took: case.took, bad, message, text: lines.collect() }
 }
 
 impl Test {
@@ -512,6 +519,7 @@ mod tests {
     fn the_longest_row_fits_and_has_colours_on_a_terminal_alone() {
         let case = Case {
             command: "callbackBeforeCreateSingleChatConversationsCommand".to_owned(),
+            special: "a notification: a member was kicked".to_owned(),
             operation_id: String::new(),
             status: Some(200),
             h2: false,
