@@ -866,8 +866,57 @@ proptest! {
     }
 
     #[test]
+    fn content_types_match_what_a_plain_reading_matches(
+        ranges in proptest::collection::vec((0i64..6_000, 0i64..600), 1..6), number in 0i64..7_000,
+    ) {
+        let written: Vec<_> = ranges.iter().map(|(first, more)| format!("'{first}-{}'", first + more)).collect();
+        let within = ranges.iter().any(|(first, more)| (*first..=first + more).contains(&number));
+        let notification = (1000..=5000).contains(&number);
+        let subject = Subject { content_type: Some(number), ..subject(BEFORE) };
+        for (messages, wanted) in [("", true), ("messages: Users, ", !notification), ("messages: Notifications, ", notification)] {
+            let text = format!("rules: [{{match: {{{messages}contentTypes: [{}]}}}}]", written.join(", "));
+            let (policy, _) = compile(&text).map_err(|problems| TestCaseError::fail(problems.to_string()))?;
+            prop_assert_eq!(policy.rule_index(&subject) == 0, within && wanted, "{} {}", text, number);
+        }
+    }
+
+    /// What is warned of as never matching never matches, and where none is warned of a denial, none is denied.
+    #[test]
+    fn a_policy_without_the_warning_denies_no_notification(
+        rules in proptest::collection::vec((0usize..6, 0usize..5, any::<bool>()), 0..4), by_default in any::<bool>(),
+    ) {
+        const MATCH: [&str; 6] = [
+            "", "messages: Users", "messages: Notifications", "contentTypes: ['900-1600']", "contentTypes: [1508]", "msgFrom: [100]",
+        ];
+        const COMMANDS: [&str; 5] =
+            ["", "commands: ['callback*']", "commands: ['*Push*']", "phase: [Before]", "commands: ['*SendGroup*']"];
+        let verdict = |deny: bool| if deny { "Deny" } else { "Allow" };
+        let rule = |(keys, commands, deny): &(usize, usize, bool)| {
+            let keys: Vec<_> = [MATCH[*keys], COMMANDS[*commands]].into_iter().filter(|key| !key.is_empty()).collect();
+            format!("{{match: {{{}}}, fallback: {}}}", keys.join(", "), verdict(*deny))
+        };
+        let written: Vec<_> = rules.iter().map(rule).collect();
+        let text = format!("defaults: {{fallback: {}}}\nrules: [{}]", verdict(by_default), written.join(", "));
+        let (policy, warnings) = compile(&text).map_err(|problems| TestCaseError::fail(problems.to_string()))?;
+        if warnings.iter().any(is_about_notifications) {
+            return Ok(());
+        }
+        for (name, content_type) in [
+            ("callbackBeforeSendGroupMsgCommand", 1508), ("callbackBeforeSendGroupMsgCommand", 1501),
+            ("callbackBeforeSendGroupMsgCommand", 5000), ("callbackBeforeOnlinePushCommand", 1508),
+            ("callbackBeforeGroupOnlinePushCommand", 1000), ("callbackBeforeOfflinePushCommand", 2200),
+        ] {
+            let msg_from = name.contains("Send").then_some(200);
+            let subject = Subject { content_type: Some(content_type), msg_from, ..subject(name) };
+            let rule = &policy.rules()[policy.rule_index(&subject)];
+            let meant = rules.get(policy.rule_index(&subject)).is_some_and(|(keys, ..)| matches!(keys, 2 | 4));
+            prop_assert!(meant || rule.fallback(Cause::Timeout) == Answer::Allow, "{} {} {}", text, name, content_type);
+        }
+    }
+
+    #[test]
     fn no_text_makes_the_compiler_panic(text in "\\PC{0,80}", yaml in "[-a-z0-9:,\\[\\]{}&*!'\"|>#% \n]{0,80}") {
-        for text in [&text, &yaml, &format!("rules: [{{match: {{sendIDs: {yaml}}}}}]")] {
+        for text in [&text, &yaml, &format!("rules: [{{match: {{sendIDs: {yaml}}}}}]"), &format!("rules: [{{match: {{contentTypes: ['{yaml}', {yaml}]}}}}]")] {
             let _ = compile(text);
             let _ = overrides::compile(text, now());
             let _ = duration::parse(text);

@@ -24,6 +24,7 @@ mod memory_limit;
 mod policy;
 mod raw_h2;
 mod raw_http;
+mod recorded;
 mod reload;
 mod shares;
 mod tls;
