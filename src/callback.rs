@@ -6,25 +6,24 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
+use http::{HeaderMap, Method, Uri, request};
 
 use crate::go_json::{self, Field, Kind, Span, Token, Tokens, Type};
-use crate::policy::{FieldTypes, OperationIds, UnknownCommands, Validation};
+use crate::policy::{FieldTypes, UnknownCommands, Validation};
 use command::{Command, Watched};
+use operation_id::OperationId;
 use rejection::Rejection;
 use subject::Subject;
 use target::Target;
 
 pub mod command;
+pub mod operation_id;
 pub mod rejection;
 pub mod subject;
 pub mod target;
 
 /// The header of OpenIM's tracing ID, as every HTTP library compares it.
 pub const OPERATION_ID: &str = "operationid";
-
-/// The same, for look-ups: a text would be parsed for each.
-static OPERATION_ID_NAME: HeaderName = HeaderName::from_static(OPERATION_ID);
 
 /// Longest operation ID, bytes: OpenIM joins up to 500 of them for one push, and this is twice as much.
 pub const OPERATION_ID_LIMIT: usize = 64 << 10;
@@ -52,15 +51,6 @@ pub struct Callback {
     values: Vec<Option<(Token, Span)>>,
     wrong_type: Option<WrongType>,
     allow: Option<Bytes>,
-}
-
-/// OpenIM's tracing ID, and whether it had to be made up because the caller sent none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OperationId {
-    /// The ID, trimmed, with each byte of invalid UTF-8 as U+FFFD.
-    pub text: String,
-    /// Whether it was generated here, and is to be added to what is forwarded.
-    pub generated: bool,
 }
 
 /// The first known field that holds another type than the catalogue's.
@@ -116,15 +106,12 @@ impl Callback {
         let target = Target::parse(&raw.head.uri).unwrap_or_else(|_| Target::none());
         let command = command::lookup(target.name());
         let body = Body::walk(&raw.body, command).unwrap_or_else(|_| Body::empty(command));
-        let text =
-            raw.head.headers.get(OPERATION_ID).map(|value| trimmed(value.as_bytes())).unwrap_or_default();
-        let generated = text.is_empty();
-        let text = if generated { generate() } else { text };
+        let operation_id = OperationId::unchecked(&raw.head.headers, generate);
         Callback {
             raw,
             target,
             command,
-            operation_id: OperationId { text, generated },
+            operation_id,
             values: body.values,
             wrong_type: body.wrong_type,
             allow: None,
@@ -144,6 +131,11 @@ impl Callback {
     /// The body, byte for byte as received.
     pub fn body(&self) -> &Bytes {
         &self.raw.body
+    }
+
+    /// The head as received.
+    pub fn head(&self) -> &request::Parts {
+        &self.raw.head
     }
 
     /// The headers as received.
@@ -169,6 +161,11 @@ impl Callback {
     /// The tracing ID.
     pub fn operation_id(&self) -> &OperationId {
         &self.operation_id
+    }
+
+    /// What the header as received has in place of the tracing ID, trimmed, empty included; `None` if it agrees.
+    pub fn header_operation_id(&self) -> Option<String> {
+        self.operation_id.header_beside(&self.raw.head.headers)
     }
 
     /// The first known field of a wrong type, if there is one.
@@ -269,7 +266,11 @@ impl Checked {
             }
             Some((found, _)) => return Err(Rejection::BodyCommandType { found }),
         }
-        let operation_id = operation_id(raw, &body, table.watched, validation.operation_id, generate)?;
+        let in_body = match body.values[table.watched[Watched::OperationId as usize]] {
+            Some((Token::Str, span)) => Some(span.of(&raw.body)),
+            _ => None,
+        };
+        let operation_id = OperationId::of(&raw.head.headers, in_body, validation.operation_id, generate)?;
         if let (FieldTypes::Reject, Some(wrong)) = (validation.field_types, body.wrong_type) {
             return Err(Rejection::FieldType(wrong));
         }
@@ -278,59 +279,6 @@ impl Checked {
         }
         Ok(Checked { target, command, operation_id, body })
     }
-}
-
-fn operation_id(
-    raw: &RawRequest,
-    body: &Body,
-    watched: [usize; command::WATCHED],
-    wanted: OperationIds,
-    generate: impl FnOnce() -> String,
-) -> Result<OperationId, Rejection> {
-    let mut headers =
-        raw.head.headers.get_all(&OPERATION_ID_NAME).iter().map(|value| trimmed(value.as_bytes()));
-    let header = headers.next();
-    // Apps differ in which of two they read.
-    if let (Some(first), Some(other)) = (&header, headers.find(|other| Some(other) != header.as_ref())) {
-        return Err(Rejection::operation_ids(first, &other));
-    }
-    let missing = header.is_none();
-    let in_header = header.unwrap_or_default();
-    let in_body = match body.values[watched[Watched::OperationId as usize]] {
-        // As OpenIM sends it.
-        Some((Token::Str, span))
-            if !in_header.is_empty() && go_json::is_text(span.of(&raw.body), &in_header) =>
-        {
-            return Ok(OperationId { text: in_header, generated: false });
-        }
-        Some((Token::Str, span)) => go_json::unquote(span.of(&raw.body)),
-        _ => Cow::default(),
-    };
-    let in_body = in_body.trim_matches(is_http_space);
-    match (in_header.is_empty(), wanted) {
-        (true, OperationIds::Require) if missing => Err(Rejection::OperationIdMissing),
-        (true, OperationIds::Require) => Err(Rejection::OperationIdEmpty),
-        (true, OperationIds::Generate) => {
-            // It goes into a header of ours: a body may hold line breaks, and what follows them.
-            let fits =
-                in_body.len() <= OPERATION_ID_LIMIT && HeaderValue::from_bytes(in_body.as_bytes()).is_ok();
-            let text = if in_body.is_empty() || !fits { generate() } else { in_body.to_owned() };
-            Ok(OperationId { text, generated: true })
-        }
-        (false, _) if !in_body.is_empty() && in_body != in_header => {
-            Err(Rejection::operation_ids(&in_header, in_body))
-        }
-        (false, _) => Ok(OperationId { text: in_header, generated: false }),
-    }
-}
-
-/// Go trims a header's value over HTTP/1.1 and sends it as it is over HTTP/2; the body is never trimmed.
-fn trimmed(value: &[u8]) -> String {
-    go_json::lossy(value).trim_matches(is_http_space).to_owned()
-}
-
-fn is_http_space(letter: char) -> bool {
-    letter == ' ' || letter == '\t'
 }
 
 /// The body's top level, laid over the table of the command that the URL names.

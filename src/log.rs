@@ -217,6 +217,8 @@ impl Drop for Line {
 pub struct Decision<'d> {
     /// OpenIM's tracing ID; its beginning is shown.
     pub operation_id: &'d str,
+    /// What the request's header had in its place; its beginning is shown.
+    pub header_operation_id: Option<&'d str>,
     /// The command as it was sent.
     pub command: &'d str,
     /// The rule that matched; empty for a rejection.
@@ -272,6 +274,10 @@ impl Decision<'_> {
         line.push_str(if self.is_warning() { "WARN" } else { "INFO" });
         line.push_str("\",\"message\":\"Callback answered\",\"operationID\":");
         quoted(line, beginning(self.operation_id));
+        if let Some(id) = self.header_operation_id {
+            line.push_str(",\"headerOperationID\":");
+            quoted(line, beginning(id));
+        }
         line.push_str(",\"command\":");
         quoted(line, beginning(self.command));
         line.push_str(",\"rule\":");
@@ -318,6 +324,9 @@ impl Decision<'_> {
         let origin = format!("{}{why}", self.origin.label());
         let _ = write!(line, " {millis:>10}  {origin:<24} {:<40}", shown(beginning(self.command)));
         let _ = write!(line, " operationID={}", shown(beginning(self.operation_id)));
+        if let Some(id) = self.header_operation_id {
+            let _ = write!(line, " headerOperationID={}", shown(beginning(id)));
+        }
         if !self.rule.is_empty() && self.rule != "default" {
             let _ = write!(line, " rule={:?}", self.rule);
         }
@@ -518,6 +527,7 @@ mod tests {
     fn decision() -> Decision<'static> {
         Decision {
             operation_id: "16464\"\n",
+            header_operation_id: None,
             command: "callbackBeforeSendSingleMsgCommand",
             rule: "pictures",
             verdict: Verdict::Deny { code: 5101 },

@@ -56,12 +56,15 @@ pub enum UnknownCommands {
     Reject,
 }
 
-/// What becomes of a callback without an operation ID.
+/// What becomes of a callback without an operation ID, or with two that differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperationIds {
+    /// Of two the body's counts; an empty header without one in the body is given one; without a header, and none in the body,
+    /// it is rejected.
+    Report,
     /// It is rejected.
     Require,
-    /// It is given one.
+    /// Without one it is given one, of the body or made up; with two it is rejected.
     Generate,
 }
 
@@ -87,7 +90,7 @@ macro_rules! words {
     ($($name:ident: $($word:ident)*;)*) => {$(
         impl $name {
             /// As written in a policy.
-            pub const ALL: [(&'static str, $name); 2] = [$((stringify!($word), $name::$word)),*];
+            pub const ALL: &'static [(&'static str, $name)] = &[$((stringify!($word), $name::$word)),*];
 
             /// As written in a policy.
             pub const fn label(self) -> &'static str {
@@ -102,7 +105,7 @@ macro_rules! words {
 words! {
     Mode: Enforce Observe;
     UnknownCommands: Forward Reject;
-    OperationIds: Require Generate;
+    OperationIds: Report Require Generate;
     FieldTypes: Report Reject;
     OnRejection: Deny Allow;
 }
@@ -121,12 +124,12 @@ pub struct Validation {
 }
 
 impl Default for Validation {
-    /// Unknown commands are forwarded, the operation ID is required, field types are reported, a rejection
-    /// is a refusal.
+    /// Unknown commands are forwarded, what is wrong with operation IDs and field types is reported, a rejection is a
+    /// refusal.
     fn default() -> Validation {
         Validation {
             unknown_commands: UnknownCommands::Forward,
-            operation_id: OperationIds::Require,
+            operation_id: OperationIds::Report,
             field_types: FieldTypes::Report,
             on_rejection: OnRejection::Deny,
         }

@@ -46,7 +46,7 @@ use crate::status::Recent;
 use crate::turns::Turns;
 use crate::upstream::outcome::{Failure, Outcome, Received};
 use crate::upstream::{Address, Patience, Reuse, Upstream};
-use crate::verdict::{Finding, Findings, Verdict};
+use crate::verdict::{Findings, Verdict};
 use crate::wire::{self, AnswerBody, ReadFault};
 use admit::{Admitted, NotAdmitted};
 use large::Large;
@@ -290,6 +290,9 @@ impl Proxy {
             Ok(callback) => accepted.insert(callback),
             Err(reply) => return reply,
         };
+        if let Err(overload) = admit::count_replaced_id(callback, share) {
+            return self.overloaded(callback.head(), overload, in_force, notes);
+        }
         let decision = {
             let subject = if policy.looks_into_bodies() { callback.subject() } else { callback.named() };
             policy.decide(&subject, in_force.over.as_ref(), time(in_force))
@@ -338,7 +341,7 @@ impl Proxy {
     ) -> Reply {
         let callback = asking.callback;
         let waiting = Waiting { proxy: self, callback, started };
-        let noticed: Findings = callback.wrong_type().map(|_| Finding::FieldType).into_iter().collect();
+        let noticed = Findings::of_callback(callback);
         let reply = match decision {
             Decision::Answer { answer, by } => {
                 notes.decided_by(by);
@@ -502,8 +505,10 @@ impl Proxy {
         if let Some((_, why)) = notes.instead {
             self.recorder.observed(why);
         }
+        let in_header = callback.and_then(Callback::header_operation_id);
         let decision = log::Decision {
             operation_id,
+            header_operation_id: in_header.as_deref(),
             command: name,
             rule: notes.rule.as_deref().unwrap_or_default(),
             verdict: reply.verdict(),

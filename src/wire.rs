@@ -271,12 +271,12 @@ pub fn upstream_head(
         if dropped || (has_connection && !is_promised(name) && is_named(headers, name)) {
             continue;
         }
-        if callback.operation_id().generated && name == OPERATION_ID {
+        if callback.operation_id().replaces_header() && name == OPERATION_ID {
             continue;
         }
         field(&mut head, name.as_str(), value.as_bytes());
     }
-    if callback.operation_id().generated {
+    if callback.operation_id().replaces_header() {
         field(&mut head, OPERATION_ID, callback.operation_id().text.as_bytes());
     }
     head.extend_from_slice(b"X-Forwarded-For: ");

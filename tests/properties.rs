@@ -13,7 +13,7 @@ use callback_guard::breaker::{Breaker, BreakerSpec, Outcome, Permit, State};
 use callback_guard::callback::command::{self, Command};
 use callback_guard::callback::{Callback, RawRequest};
 use callback_guard::cli::inject::{self, Manifests, Task};
-use callback_guard::go_json::{Field, Kind};
+use callback_guard::go_json::{self, Field, Kind};
 use callback_guard::policy::{self, FieldTypes, OnRejection, OperationIds, UnknownCommands, Validation};
 use callback_guard::reply::Reply;
 use callback_guard::sidecar::census::{self, PodState, Surroundings};
@@ -237,9 +237,10 @@ fn openims_parse(body: &[u8]) -> Option<i64> {
 }
 
 fn validation() -> impl Strategy<Value = Validation> {
-    any::<[bool; 4]>().prop_map(|[forward, require, report, deny]| Validation {
+    let ids = select(vec![OperationIds::Report, OperationIds::Require, OperationIds::Generate]);
+    (ids, any::<[bool; 3]>()).prop_map(|(operation_id, [forward, report, deny])| Validation {
         unknown_commands: if forward { UnknownCommands::Forward } else { UnknownCommands::Reject },
-        operation_id: if require { OperationIds::Require } else { OperationIds::Generate },
+        operation_id,
         field_types: if report { FieldTypes::Report } else { FieldTypes::Reject },
         on_rejection: if deny { OnRejection::Deny } else { OnRejection::Allow },
     })
@@ -302,7 +303,12 @@ proptest! {
                 if let Ok(body) = text {
                     prop_assert!(body.is_object());
                 }
-                prop_assert!(!callback.operation_id().text.is_empty());
+                let id = callback.operation_id();
+                prop_assert!(!id.text.is_empty());
+                // Whichever header the app would read has the ID, or gives way to one that has.
+                let headers = callback.headers().get_all("operationID");
+                let agree = headers.iter().all(|value| go_json::lossy(value.as_bytes()).trim_matches([' ', '\t']) == id.text);
+                prop_assert!(id.replaces_header() || (agree && headers.iter().count() > 0));
                 prop_assert_eq!(callback.subject().name, callback.target().name());
                 let allow = verdict::allow_body(Some(&callback));
                 prop_assert_eq!(verdict::openim(&allow, &callback), Conclusion::Allowed);

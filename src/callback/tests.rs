@@ -8,10 +8,12 @@ use serde_json::{Value as Json, json};
 use super::*;
 use crate::callback::command::Phase;
 use crate::go_json::{Expected, SyntaxError};
-use crate::policy::OnRejection;
+use crate::policy::{OnRejection, OperationIds};
+use operation_id::SentHeader;
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/openim/samples");
 const SEND: &str = "callbackBeforeSendSingleMsgCommand";
+/// The defaults, but for the strictest check of operation IDs.
 const DEFAULTS: Validation = Validation {
     unknown_commands: UnknownCommands::Forward,
     operation_id: OperationIds::Require,
@@ -111,7 +113,7 @@ fn a_good_request_is_a_callback() {
     let callback = Try::new().accepted();
     assert_eq!(callback.target().name(), SEND);
     assert_eq!(callback.command().map(|command| (command.name, command.phase)), Some((SEND, Phase::Before)));
-    let expected = OperationId { text: "1646445464564".to_owned(), generated: false };
+    let expected = OperationId { text: "1646445464564".to_owned(), header: SentHeader::AsReceived };
     assert_eq!(*callback.operation_id(), expected);
     assert_eq!(callback.wrong_type(), None);
     assert_eq!(callback.headers().len(), 1);
@@ -270,29 +272,110 @@ fn the_body_must_be_one_json_object_in_utf_8() {
     Try::new().body(format!("\r\n {{ \"callbackCommand\" : \"{SEND}\" }}\t\n")).accepted();
 }
 
+/// An ID as a test writes it: the text, and what becomes of the header.
+fn id(text: &str, header: SentHeader) -> OperationId {
+    OperationId { text: text.to_owned(), header }
+}
+
 #[test]
 fn the_operation_id_is_required_unless_it_may_be_made_up() {
+    use SentHeader::{AsReceived, Generated, Replaced};
     let with = |body: &str| Try::new().fields(SEND, &format!(r#""operationID":{body}"#));
     for (request, required, generated) in [
-        (Try::new().no_id(), Err(Rejection::OperationIdMissing), ("made-up", true)),
-        (with(r#""of the body""#).no_id(), Err(Rejection::OperationIdMissing), ("of the body", true)),
-        (with(r#"" \t ""#).no_id(), Err(Rejection::OperationIdMissing), ("made-up", true)),
-        (with("null").no_id(), Err(Rejection::OperationIdMissing), ("made-up", true)),
-        (with("5").no_id(), Err(Rejection::OperationIdMissing), ("made-up", true)),
-        (Try::new().id(""), Err(Rejection::OperationIdEmpty), ("made-up", true)),
-        (Try::new().id(" \t "), Err(Rejection::OperationIdEmpty), ("made-up", true)),
-        (Try::new().id("an id"), Ok(("an id", false)), ("an id", false)),
-        (Try::new().id(" an id\t"), Ok(("an id", false)), ("an id", false)),
+        (Try::new().no_id(), Err(Rejection::OperationIdMissing), ("made-up", Generated)),
+        (with(r#""of the body""#).no_id(), Err(Rejection::OperationIdMissing), ("of the body", Replaced)),
+        (with(r#"" \t ""#).no_id(), Err(Rejection::OperationIdMissing), ("made-up", Generated)),
+        (with("null").no_id(), Err(Rejection::OperationIdMissing), ("made-up", Generated)),
+        (with("5").no_id(), Err(Rejection::OperationIdMissing), ("made-up", Generated)),
+        (Try::new().id(""), Err(Rejection::OperationIdEmpty), ("made-up", Generated)),
+        (Try::new().id(" \t "), Err(Rejection::OperationIdEmpty), ("made-up", Generated)),
+        (Try::new().id("an id"), Ok(("an id", AsReceived)), ("an id", AsReceived)),
+        (Try::new().id(" an id\t"), Ok(("an id", AsReceived)), ("an id", AsReceived)),
     ] {
         let of = |callback: &Callback| callback.operation_id().clone();
-        let id = |(text, generated): (&str, bool)| OperationId { text: text.to_owned(), generated };
-        assert_eq!(request.parse().as_ref().map(of), required.as_ref().map(|row| id(*row)));
+        assert_eq!(
+            request.parse().as_ref().map(of),
+            required.as_ref().map(|(text, header)| id(text, *header))
+        );
         if let Err(rejection) = &required {
             assert_eq!(status_and_label(rejection), (400, "operation-id"));
         }
         let validation = Validation { operation_id: OperationIds::Generate, ..DEFAULTS };
-        assert_eq!(of(&Try { validation, ..request }.accepted()), id(generated));
+        assert_eq!(of(&Try { validation, ..request }.accepted()), id(generated.0, generated.1));
     }
+}
+
+#[test]
+fn by_default_the_body_s_id_counts_then_the_header_s_and_no_callback_with_a_header_is_lost() {
+    use SentHeader::{AsReceived, Generated, Replaced};
+    assert_eq!(Validation::default().operation_id, OperationIds::Report);
+    let with = |body: &str| Try::new().fields(SEND, &format!(r#""operationID":{body}"#));
+    let long = |length| format!("\"{}\"", "x".repeat(length));
+    let longest = "x".repeat(OPERATION_ID_LIMIT);
+    for (request, text, header, beside) in [
+        // Both the same, or nothing in the body: nothing changes.
+        (with(r#""an id""#).id("an id"), "an id", AsReceived, None),
+        (with(r#""an id""#).id(" an id\t"), "an id", AsReceived, None),
+        (with(r#""""#).id("an id"), "an id", AsReceived, None),
+        (with("null").id("an id"), "an id", AsReceived, None),
+        (with("5").id("an id"), "an id", AsReceived, None),
+        (Try::new().id("an id"), "an id", AsReceived, None),
+        // The body's wins.
+        (with(r#""of the body""#).id("another"), "of the body", Replaced, Some("another")),
+        (with(r#""AN ID""#).id("an id"), "AN ID", Replaced, Some("an id")),
+        (with(r#"" of the body ""#).id(""), "of the body", Replaced, Some("")),
+        (with(r#""of the body""#).id(" \t"), "of the body", Replaced, Some("")),
+        (with(r#""of the body""#).no_id(), "of the body", Replaced, None),
+        (with(r#""\u4f60\u597d""#).id("another"), "\u{4f60}\u{597d}", Replaced, Some("another")),
+        // Unless no header can hold it.
+        (with(r#""an\r\nX: y""#).id("an id"), "an id", Replaced, None),
+        (with(r#""an\r\nX: y""#).id(""), "made-up", Generated, None),
+        (with(r#""an\r\nX: y""#).no_id(), "made-up", Generated, None),
+        (with(&long(OPERATION_ID_LIMIT)).id("an id"), &longest, Replaced, Some("an id")),
+        (with(&long(OPERATION_ID_LIMIT + 1)).id("an id"), "an id", Replaced, None),
+        // Go sends an empty header if it has no ID.
+        (Try::new().id(""), "made-up", Generated, None),
+        (with(r#""""#).id(" "), "made-up", Generated, None),
+        (with("null").id(""), "made-up", Generated, None),
+    ] {
+        let request = Try { validation: Validation::default(), ..request };
+        let callback = request.accepted();
+        assert_eq!(*callback.operation_id(), id(text, header));
+        assert_eq!(callback.header_operation_id().as_deref(), beside);
+    }
+    // No header, and none in the body: OpenIM's documentation says that there is one.
+    for request in [Try::new(), with(r#""""#), with(r#"" ""#), with("null"), with("5")] {
+        let request = Try { validation: Validation::default(), ..request.no_id() };
+        assert_eq!(request.rejected(), Rejection::OperationIdMissing);
+    }
+}
+
+#[test]
+fn of_two_different_headers_one_goes_on_by_default_and_neither_with_another_check() {
+    let two = |first: &str, second: &str, fields: &str| {
+        let headers = [first, second].map(|id| ("operationID", id.as_bytes().to_vec())).to_vec();
+        Try { headers, ..Try::new().fields(SEND, fields) }
+    };
+    let in_body = r#""operationID":"of the body""#;
+    for (request, text, beside) in [
+        (two("a", "b", in_body), "of the body", Some("a")),
+        (two("of the body", "b", in_body), "of the body", Some("b")),
+        (two("a", "b", r#""seq":1"#), "a", Some("b")),
+        (two("", "b", r#""seq":1"#), "b", Some("")),
+    ] {
+        let request = Try { validation: Validation::default(), ..request };
+        let callback = request.accepted();
+        assert_eq!(*callback.operation_id(), id(text, SentHeader::Replaced));
+        assert_eq!(callback.header_operation_id().as_deref(), beside);
+        for operation_id in [OperationIds::Require, OperationIds::Generate] {
+            let validation = Validation { operation_id, ..DEFAULTS };
+            let headers = request.headers.clone();
+            let strict = Try { validation, headers, ..Try::new().body(request.body.clone()) };
+            assert!(matches!(strict.rejected(), Rejection::OperationIdMismatch { .. }));
+        }
+    }
+    let same = Try { validation: Validation::default(), ..two("a", "a", r#""seq":1"#) }.accepted();
+    assert_eq!(*same.operation_id(), id("a", SentHeader::AsReceived));
 }
 
 #[test]
@@ -327,7 +410,7 @@ fn header_and_body_must_have_the_same_operation_id_as_go_writes_it_in_both() {
     ] {
         let callback = Try::new().fields(SEND, &format!(r#""operationID":{body}"#)).id(header).accepted();
         let expected = go_json::lossy(header).trim().to_owned();
-        assert_eq!(*callback.operation_id(), OperationId { text: expected, generated: false });
+        assert_eq!(*callback.operation_id(), id(&expected, SentHeader::AsReceived));
     }
     for (header, body) in [
         (&b"an id"[..], r#""another""#),
@@ -578,7 +661,7 @@ fn of_a_request_that_is_only_observed_is_known_what_can_be() {
     bad.method = Method::PUT;
     let callback = Callback::unchecked(bad.raw(), made_up);
     assert_eq!((callback.target().name(), callback.body()), (SEND, &Bytes::from(bad.body.clone())));
-    assert_eq!(*callback.operation_id(), OperationId { text: "an id".to_owned(), generated: false });
+    assert_eq!(*callback.operation_id(), id("an id", SentHeader::AsReceived));
     assert_eq!(callback.subject().send_id.as_deref(), Some("a"));
     for (request, name) in [
         (Try::new().body("no JSON").no_id(), SEND),
@@ -589,7 +672,7 @@ fn of_a_request_that_is_only_observed_is_known_what_can_be() {
     ] {
         let callback = Callback::unchecked(request.raw(), made_up);
         assert_eq!((callback.target().name(), &callback.body()[..]), (name, &request.body[..]));
-        assert_eq!(*callback.operation_id(), OperationId { text: "made-up".to_owned(), generated: true });
+        assert_eq!(*callback.operation_id(), id("made-up", SentHeader::Generated));
         assert_eq!(callback.subject().send_id, None);
         assert_eq!(callback.wrong_type(), None);
         assert_eq!(callback.uri(), &*request.target);

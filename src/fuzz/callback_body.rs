@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use super::{choice_and_command, shown};
 use crate::callback::command;
+use crate::callback::operation_id::SentHeader;
 use crate::callback::rejection::Rejection;
 use crate::callback::{Callback, OPERATION_ID, RawRequest};
 use crate::go_json::{self, Field, Kind, SyntaxError, Type, Value};
@@ -25,13 +26,17 @@ fn parsed(how: u8, name: &str, body: &[u8]) -> Result<Callback, (RawRequest, Rej
     let bit = |at: u8| how & (1 << at) != 0;
     let validation = Validation {
         unknown_commands: if bit(0) { UnknownCommands::Reject } else { UnknownCommands::Forward },
-        operation_id: if bit(1) { OperationIds::Generate } else { OperationIds::Require },
+        operation_id: match (bit(4), bit(1)) {
+            (true, _) => OperationIds::Report,
+            (false, true) => OperationIds::Generate,
+            (false, false) => OperationIds::Require,
+        },
         field_types: if bit(2) { FieldTypes::Reject } else { FieldTypes::Report },
         on_rejection: OnRejection::Deny,
     };
     let mut request = Request::post(format!("/{name}"));
     if !bit(3) {
-        request = request.header(OPERATION_ID, "1");
+        request = request.header(OPERATION_ID, if bit(5) { "" } else { "1" });
     }
     let head = request.body(()).expect("a request").into_parts().0;
     let raw = RawRequest { head, body: Bytes::copy_from_slice(body) };
@@ -41,7 +46,10 @@ fn parsed(how: u8, name: &str, body: &[u8]) -> Result<Callback, (RawRequest, Rej
 pub(super) fn run(input: &[u8]) {
     let Some((how, name, body)) = choice_and_command(input) else { return };
     match parsed(how, name, body) {
-        Ok(callback) => accepted(&callback, name, body),
+        Ok(callback) => {
+            accepted(&callback, name, body);
+            one_id(&callback);
+        }
         Err((raw, rejection)) => {
             assert_eq!(raw.body, body);
             rejected(&rejection, body);
@@ -86,6 +94,25 @@ fn accepted(callback: &Callback, name: &str, body: &[u8]) {
     if !is_nested {
         serde_json::from_slice::<IgnoredAny>(&allow).expect("an allow is JSON");
     }
+}
+
+/// The ID is the body's if a header can hold that, else the header's, else made up; and the header of another is told of.
+fn one_id(callback: &Callback) {
+    let header = callback.headers().get(OPERATION_ID).map(|value| value.to_str().expect("of this target"));
+    let in_body = callback.value("operationID").map(go_json::unquote).unwrap_or_default();
+    let in_body = in_body.trim_matches([' ', '\t']);
+    let fits = !in_body.is_empty() && http::HeaderValue::from_bytes(in_body.as_bytes()).is_ok();
+    let received = if fits { Some(in_body) } else { header.filter(|header| !header.is_empty()) };
+    let id = callback.operation_id();
+    assert_eq!(id.text, received.unwrap_or("made-up"));
+    let expected = match received {
+        None => SentHeader::Generated,
+        Some(_) if in_body.is_empty() || header == Some(in_body) => SentHeader::AsReceived,
+        Some(_) => SentHeader::Replaced,
+    };
+    assert_eq!(id.header, expected);
+    let beside = header.filter(|header| expected == SentHeader::Replaced && *header != id.text);
+    assert_eq!(callback.header_operation_id().as_deref(), beside);
 }
 
 fn rejected(rejection: &Rejection, body: &[u8]) {

@@ -50,6 +50,7 @@ fn decision([who, code, which]: [u8; 3], texts: &[String; 5]) {
         (Cause::ALL[usize::from(code) % Cause::ALL.len()], &FINDINGS[usize::from(which) % FINDINGS.len()]);
     let decision = Decision {
         operation_id,
+        header_operation_id: (which & 1 == 0).then_some(over),
         command,
         rule,
         verdict: if who & 1 == 0 { Verdict::Allow } else { deny },
@@ -71,11 +72,15 @@ fn decision([who, code, which]: [u8; 3], texts: &[String; 5]) {
         assert!(is_one(&counted), "{counted:?}");
         if format == Format::Text {
             assert!(counted.ends_with(" count=7\n"));
+            assert!(decision.header_operation_id.is_none() || line.contains(" headerOperationID="), "{line}");
             continue;
         }
         let json: Json = serde_json::from_str(&line).expect("a line is JSON");
         // What a caller writes is a value: it is cut, and never becomes a field.
         assert!(operation_id.starts_with(json["operationID"].as_str().expect("a string")), "{line}");
+        if let Some(id) = decision.header_operation_id {
+            assert!(id.starts_with(json["headerOperationID"].as_str().expect("a string")), "{line}");
+        }
         assert!(command.starts_with(json["command"].as_str().expect("a string")), "{line}");
         assert_eq!(json["rule"].as_str(), Some(&**rule));
         assert_eq!(json["detail"].as_str(), decision.detail);
@@ -85,6 +90,7 @@ fn decision([who, code, which]: [u8; 3], texts: &[String; 5]) {
             "level",
             "message",
             "operationID",
+            "headerOperationID",
             "command",
             "rule",
             "verdict",

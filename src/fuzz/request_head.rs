@@ -13,6 +13,7 @@ use super::{choices, shown};
 use crate::callback::command;
 use crate::callback::target::{Target, UpstreamForm, percent_decoded};
 use crate::callback::{Callback, OPERATION_ID, RawRequest};
+use crate::go_json;
 use crate::policy::{OperationIds, Validation};
 use crate::wire::{self, HeadSize};
 
@@ -32,7 +33,7 @@ struct Choice {
     form: UpstreamForm,
     peer: IpAddr,
     version: Version,
-    generates: bool,
+    wanted: OperationIds,
     observes: bool,
 }
 
@@ -48,7 +49,11 @@ impl Choice {
                 (false, true) => Version::HTTP_10,
                 (false, false) => Version::HTTP_11,
             },
-            generates: bit(5),
+            wanted: match (bit(7), bit(5)) {
+                (true, _) => OperationIds::Report,
+                (false, true) => OperationIds::Generate,
+                (false, false) => OperationIds::Require,
+            },
             observes: bit(6),
         }
     }
@@ -64,8 +69,7 @@ pub(super) fn run(input: &[u8]) {
     if size.fault(LIMIT).or_else(|| wire::head_fault(&raw.head)).is_some() {
         return;
     }
-    let wanted = if choice.generates { OperationIds::Generate } else { OperationIds::Require };
-    let validation = Validation { operation_id: wanted, ..Validation::default() };
+    let validation = Validation { operation_id: choice.wanted, ..Validation::default() };
     let made_up = || "made-up".to_owned();
     let (callback, is_checked) = match Callback::parse(raw, &validation, made_up) {
         Ok(callback) => (callback, true),
@@ -75,6 +79,7 @@ pub(super) fn run(input: &[u8]) {
     let head = wire::upstream_head(&callback, choice.form, choice.peer, LEFT, Vec::new());
     let target = one_request(&head, &callback, &choice);
     if is_checked {
+        one_id(&head, &callback);
         one_command(&target, &callback, choice.form);
     }
 }
@@ -162,7 +167,7 @@ fn one_request(head: &[u8], callback: &Callback, choice: &Choice) -> String {
         assert_eq!(all(name), [b""; 0], "{name}: {written}");
     }
     let ids = all(OPERATION_ID);
-    if callback.operation_id().generated {
+    if callback.operation_id().replaces_header() {
         assert_eq!(ids, [callback.operation_id().text.as_bytes()], "{written}");
     }
     let headers = callback.headers();
@@ -187,6 +192,24 @@ fn one_request(head: &[u8], callback: &Callback, choice: &Choice) -> String {
         assert!(came, "{} was not sent: {written}", field.name);
     }
     target
+}
+
+/// Whichever header an app reads, it finds this ID; and the body has no other that a header could hold.
+fn one_id(head: &[u8], callback: &Callback) {
+    let mut slots = [httparse::EMPTY_HEADER; HEADERS + ADDED];
+    let mut parsed = httparse::Request::new(&mut slots);
+    parsed.parse(head).expect("it was parsed");
+    let text = |value: &[u8]| go_json::lossy(value).trim_matches([' ', '\t']).to_owned();
+    let id = &callback.operation_id().text;
+    let ids: Vec<_> =
+        parsed.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(OPERATION_ID)).collect();
+    assert!(!ids.is_empty() && ids.iter().all(|field| text(field.value) == *id), "{}", shown(head));
+    if let Some(raw) = callback.value("operationID") {
+        let in_body = go_json::unquote(raw);
+        let in_body = in_body.trim_matches([' ', '\t']);
+        let fits = HeaderValue::from_bytes(in_body.as_bytes()).is_ok() && !in_body.is_empty();
+        assert!(!fits || in_body == id, "{}", shown(head));
+    }
 }
 
 /// Whichever way an app finds the command in the target, it finds this one.

@@ -121,7 +121,7 @@ fn policy(root: &Field<'_>, hash: String, findings: &mut Findings) -> Option<Pol
     }
     let defaults = defaults(table.section("defaults"), findings);
     let validation = validation(table.section("validation"), findings);
-    let mode = choice(table.get("mode"), &Mode::ALL, Mode::Enforce, findings);
+    let mode = choice(table.get("mode"), Mode::ALL, Mode::Enforce, findings);
     let fields = table.section("rules").and_then(|field| field.elements(RULES_LIMIT, findings));
     let fields = fields.unwrap_or_default();
     let rules: Vec<_> =
@@ -158,13 +158,13 @@ fn validation(field: Option<&Field<'_>>, findings: &mut Findings) -> Validation 
     Validation {
         unknown_commands: choice(
             table.get("unknownCommands"),
-            &UnknownCommands::ALL,
+            UnknownCommands::ALL,
             default.unknown_commands,
             findings,
         ),
-        operation_id: choice(table.get("operationID"), &OperationIds::ALL, default.operation_id, findings),
-        field_types: choice(table.get("fieldTypes"), &FieldTypes::ALL, default.field_types, findings),
-        on_rejection: choice(table.get("onRejection"), &OnRejection::ALL, default.on_rejection, findings),
+        operation_id: choice(table.get("operationID"), OperationIds::ALL, default.operation_id, findings),
+        field_types: choice(table.get("fieldTypes"), FieldTypes::ALL, default.field_types, findings),
+        on_rejection: choice(table.get("onRejection"), OnRejection::ALL, default.on_rejection, findings),
     }
 }
 

@@ -102,7 +102,7 @@ fn the_built_in_defaults_ask_for_everything_and_allow_when_that_fails() {
         *builtin.validation(),
         Validation {
             unknown_commands: UnknownCommands::Forward,
-            operation_id: OperationIds::Require,
+            operation_id: OperationIds::Report,
             field_types: FieldTypes::Report,
             on_rejection: OnRejection::Deny,
         }
@@ -752,6 +752,25 @@ fn threads_may_share_a_policy() {
 }
 
 #[test]
+fn each_check_of_operation_ids_is_a_word_of_the_policy() {
+    for (word, wanted) in [
+        ("Report", OperationIds::Report),
+        ("Require", OperationIds::Require),
+        ("Generate", OperationIds::Generate),
+    ] {
+        let policy = policy(&format!("validation: {{operationID: {word}}}"));
+        assert_eq!(policy.validation().operation_id, wanted);
+        assert_eq!(policy.to_json()["validation"]["operationID"], word);
+    }
+    assert_eq!(
+        problems("validation: {operationID: Reject}"),
+        [
+            "validation.operationID: Unsupported value: \"Reject\": supported values: \"Report\", \"Require\", \"Generate\""
+        ]
+    );
+}
+
+#[test]
 fn what_is_in_force_is_shown_whole() {
     let policy = policy(
         "
@@ -779,7 +798,7 @@ rules:
             "callerTimeout": "5s",
             "validation": {
                 "unknownCommands": "Forward",
-                "operationID": "Require",
+                "operationID": "Report",
                 "fieldTypes": "Report",
                 "onRejection": "Deny",
             },

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use http::request;
 
 use super::Proxy;
-use crate::callback::Named;
 use crate::callback::rejection::Rejection;
+use crate::callback::{Callback, Named};
 use crate::cause::Overload;
 use crate::held::{Account, CALLBACK_BYTES, Holding};
 use crate::wire::{self, HeadSize};
@@ -30,6 +30,24 @@ pub struct Admitted {
 pub(super) enum NotAdmitted {
     Rejected(Rejection),
     Overloaded(Overload),
+}
+
+/// Up to this size an ID counts with its callback: an ID of one operation has less than 64 bytes.
+const FREE_ID_BYTES: usize = 256;
+
+/// Bytes of an ID that takes the header's place, beside the request's own: the ID, and the head to the app that has it. An ID
+/// of the header is counted with the head.
+pub(super) fn replaced_id_bytes(callback: &Callback) -> usize {
+    let id = callback.operation_id();
+    if id.replaces_header() && id.text.len() > FREE_ID_BYTES { 2 * id.text.len() } else { 0 }
+}
+
+/// Counts them.
+pub(super) fn count_replaced_id(callback: &Callback, share: &mut Holding) -> Result<(), Overload> {
+    match replaced_id_bytes(callback) {
+        0 => Ok(()),
+        bytes => share.grow_to(share.bytes() + bytes),
+    }
 }
 
 impl Admitted {

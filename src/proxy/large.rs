@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request;
 
+use super::admit::replaced_id_bytes;
 use super::{Asking, Notes, Proxy, TIMER_GRAIN, echoes, time};
 use crate::callback::rejection::Rejection;
 use crate::callback::{Callback, Named, RawRequest};
@@ -217,8 +218,12 @@ fn accept(
         }
         Err((_, rejection)) => return Err(Refused::Rejected(rejection)),
     };
+    let of_id = replaced_id_bytes(&callback);
+    if of_id > 0 {
+        share.grow_to(share.bytes() + of_id).map_err(Refused::Overloaded)?;
+    }
     if echoes(callback.command()) {
-        share.grow_to(2 * callback.body().len()).map_err(Refused::Overloaded)?;
+        share.grow_to(2 * callback.body().len() + of_id).map_err(Refused::Overloaded)?;
         callback.keep_allow(Bytes::from(verdict::allow_body(Some(&callback)).into_owned()));
     }
     let rule_index = policy.rule_index(&callback.subject());

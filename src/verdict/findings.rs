@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::callback::Callback;
+use crate::callback::operation_id::SentHeader;
+
 /// What was corrected in an answer, or noticed in a callback or its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -30,6 +33,10 @@ pub enum Finding {
     Compressed,
     /// A field of the request is of another type than the catalogue's.
     FieldType,
+    /// Header and body of the request have different operation IDs.
+    OperationIdDiffers,
+    /// The request has no operation ID.
+    OperationIdGenerated,
 }
 
 /// One row of the table of findings.
@@ -48,7 +55,7 @@ pub struct FindingRow {
 }
 
 /// Everything that is corrected or noticed, in the order of [`Finding`].
-pub static FINDINGS: [FindingRow; 12] = [
+pub static FINDINGS: [FindingRow; 14] = [
     FindingRow {
         finding: Finding::CodeAsString,
         name: "code-as-string",
@@ -137,6 +144,25 @@ pub static FINDINGS: [FindingRow; 12] = [
         becomes: None,
         why: "The caller is not OpenIM, or newer than this version knows. `validation.fieldTypes: Reject` rejects it.",
     },
+    FindingRow {
+        finding: Finding::OperationIdDiffers,
+        name: "operation-id-differs",
+        found: "the `operationID` header of the request is not the body's `operationID`, is empty where the body has one, or is \
+                there twice with different values",
+        becomes: Some(
+            "one header with the body's ID, or with the header's first if the body has none that a header can hold",
+        ),
+        why: "OpenIM's main branch run as one process reads the header's ID too late: it can be another request's, or empty. \
+              The log line has the header's as `headerOperationID`. `validation.operationID: Require` rejects it.",
+    },
+    FindingRow {
+        finding: Finding::OperationIdGenerated,
+        name: "operation-id-generated",
+        found: "the `operationID` header of the request is empty, and the body has none",
+        becomes: Some("a header with an ID that the guard made up: `guard-` and 16 hexadecimal digits"),
+        why: "OpenIM's main branch sends this if the header's ID is read too late, and most after-commands have none in the body. \
+              `validation.operationID: Require` rejects it.",
+    },
 ];
 
 impl Finding {
@@ -151,6 +177,17 @@ impl Finding {
 pub struct Findings(u16);
 
 impl Findings {
+    /// What is noticed in a callback, whatever its answer.
+    pub fn of_callback(callback: &Callback) -> Findings {
+        let field_type = callback.wrong_type().map(|_| Finding::FieldType);
+        let operation_id = match callback.operation_id().header {
+            SentHeader::AsReceived => None,
+            SentHeader::Replaced => Some(Finding::OperationIdDiffers),
+            SentHeader::Generated => Some(Finding::OperationIdGenerated),
+        };
+        field_type.into_iter().chain(operation_id).collect()
+    }
+
     /// Adds one.
     pub fn add(&mut self, finding: Finding) {
         self.0 |= 1 << finding as u8;

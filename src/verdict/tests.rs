@@ -478,7 +478,13 @@ fn what_is_only_noticed_travels_on_as_it_is() {
 
 #[test]
 fn each_finding_of_an_answer_has_a_case_in_which_it_is_found() {
-    let elsewhere = [Finding::RefusalWithStatus, Finding::Compressed, Finding::FieldType];
+    let elsewhere = [
+        Finding::RefusalWithStatus,
+        Finding::Compressed,
+        Finding::FieldType,
+        Finding::OperationIdDiffers,
+        Finding::OperationIdGenerated,
+    ];
     let mut found = Findings::default();
     for Sample { callback, answer, .. } in samples() {
         if let Ok(reading) = read(&answer, &callback, RULE_CODE) {
@@ -490,6 +496,24 @@ fn each_finding_of_an_answer_has_a_case_in_which_it_is_found() {
         let here = !elsewhere.contains(&row.finding);
         assert_eq!(found.iter().any(|finding| finding == row.finding), here, "{}", row.name);
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_callback_is_found_whatever_its_answer() {
+    let validation = Validation::default();
+    let found = |header: &str, fields: &str| {
+        let head =
+            Request::post(format!("/{SEND}")).header("operationID", header).body(()).expect("a request");
+        let body = format!(r#"{{"callbackCommand":"{SEND}"{fields}}}"#).into();
+        let raw = RawRequest { head: head.into_parts().0, body };
+        let callback = Callback::parse(raw, &validation, || "made-up".to_owned()).expect("a callback");
+        Findings::of_callback(&callback).to_string()
+    };
+    assert_eq!(found("a", r#","operationID":"a""#), "");
+    assert_eq!(found("a", r#","operationID":"b""#), "operation-id-differs");
+    assert_eq!(found("", r#","operationID":"b""#), "operation-id-differs");
+    assert_eq!(found("", ""), "operation-id-generated");
+    assert_eq!(found("", r#","contentType":"1""#), "field-type,operation-id-generated");
 }
 
 #[test]

@@ -27,11 +27,13 @@ fn with(mut job: Json, key: &str, value: impl Into<Json>) -> Json {
 }
 
 #[test]
-fn an_empty_operation_id_is_rejected_or_given_one_as_the_policy_says() {
+fn an_empty_operation_id_is_given_one_or_rejected_as_the_policy_says() {
     let mut judge = judge(false);
-    for (policy, expected, asked) in
-        [("", "denied 5400", 0), ("validation: {operationID: Generate}", "allowed", 1)]
-    {
+    for (policy, expected, asked) in [
+        ("", "allowed", 1),
+        ("validation: {operationID: Require}", "denied 5400", 0),
+        ("validation: {operationID: Generate}", "allowed", 1),
+    ] {
         let app = App::allowing();
         let guard = Guard::with(policy).upstream(&app).start();
         let mut job = with(call(known(SINGLE), &url(&guard), 5), "operationID", "");
@@ -40,6 +42,31 @@ fn an_empty_operation_id_is_rejected_or_given_one_as_the_policy_says() {
         assert_eq!(app.asked().len(), asked);
         for asked in app.asked() {
             assert!(asked.values("operationID").concat().starts_with("guard-"), "{}", asked.head);
+        }
+    }
+}
+
+/// What the standalone program of OpenIM's main branch sends: the header's ID is read when it is another request's, or gone.
+#[test]
+fn a_header_of_another_request_or_an_empty_one_loses_no_callback_unless_the_policy_says_so() {
+    for h1 in [false, true] {
+        let mut judge = judge(h1);
+        for (policy, header, expected) in [
+            ("", "of another request", Some("op-1")),
+            ("", "", Some("op-1")),
+            ("", "op-1", Some("op-1")),
+            ("validation: {operationID: Require}", "of another request", None),
+            ("validation: {operationID: Require}", "", None),
+            ("validation: {operationID: Require}", "op-1", Some("op-1")),
+        ] {
+            let app = App::allowing();
+            let guard = Guard::with(policy).upstream(&app).start();
+            let job = with(call(known(SINGLE), &url(&guard), 5), "operationID", header);
+            let verdict = if expected.is_some() { "allowed" } else { "denied 5400" };
+            assert_eq!(said(&one(&mut judge, job)), verdict, "{policy} {header:?}");
+            let asked = app.asked();
+            let ids = asked.first().map(|asked| asked.values("operationID"));
+            assert_eq!(ids, expected.map(|id| vec![id]), "{policy} {header:?}");
         }
     }
 }

@@ -228,8 +228,8 @@ async fn a_body_that_is_no_json_object_within_bounds_is_no_callback() {
 }
 
 #[tokio::test]
-async fn a_callback_has_one_operation_id() {
-    are_rejected("", operation_ids()).await;
+async fn a_callback_has_one_operation_id_where_the_policy_says_so() {
+    are_rejected("validation: {operationID: Require}", operation_ids()).await;
 }
 
 #[tokio::test]
@@ -366,7 +366,8 @@ async fn an_sdk_without_operation_ids_gets_one_where_the_policy_says_so() {
 #[tokio::test]
 async fn a_rejection_is_a_permission_where_the_policy_says_so_but_for_what_it_would_wipe() {
     let app = App::allowing();
-    let policy = "validation: {onRejection: Allow, fieldTypes: Reject, unknownCommands: Reject}";
+    let policy =
+        "validation: {onRejection: Allow, operationID: Require, fieldTypes: Reject, unknownCommands: Reject}";
     let guard = Guard::with(policy).flag("--max-request-size", "64KiB").upstream(&app).start();
     for mut caller in [Caller::h1(&guard).await, Caller::h2(&guard).await] {
         for rows in [methods(), commands(), bodies(), operation_ids()] {

@@ -251,7 +251,11 @@ async fn a_large_callback_is_checked_and_answered_as_a_small_one_is() {
             (call().with("sendID", "bad"), "allow rule -", "allow upstream -"),
             (call().with("callbackCommand", MODIFY), "deny rejection command", "allow upstream -"),
             (cut(call()), "deny rejection body", "allow upstream -"),
-            (call().without_header("operationID"), "deny rejection operation-id", "allow upstream -"),
+            (
+                call().without_header("operationID").without("operationID"),
+                "deny rejection operation-id",
+                "allow upstream -",
+            ),
             (call().method("PUT"), "deny rejection method", "deny rejection method"),
         ] {
             assert_eq!(caller.send(&call).await.told(), told, "{} bytes", call.body.len());

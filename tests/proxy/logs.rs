@@ -109,7 +109,7 @@ async fn every_outcome(guard: &Guard, cases: &[(&'static str, String)]) -> usize
 async fn content_and_passwords_are_in_no_log_and_on_no_page() {
     let cases = answers();
     let app = app_of(&cases);
-    let policy = "defaults: {fallback: Deny}\nvalidation: {fieldTypes: Reject}";
+    let policy = "defaults: {fallback: Deny}\nvalidation: {operationID: Require, fieldTypes: Reject}";
     for format in ["json", "text"] {
         let guard = Guard::with(policy).upstream(&app).flag("--log-level", "debug");
         let guard = guard.flag("--log-format", format).flag("--max-header-size", "4KiB");

@@ -21,6 +21,7 @@ mod large_bodies;
 mod logs;
 mod matrix;
 mod memory_limit;
+mod operation_ids;
 mod policy;
 mod raw_h2;
 mod raw_http;

@@ -306,7 +306,7 @@ async fn an_override_ends_by_itself() {
 const OBSERVE: &str = r#"
 mode: Observe
 defaults: {fallback: Deny, maxInFlight: 1}
-validation: {fieldTypes: Reject, unknownCommands: Reject}
+validation: {operationID: Require, fieldTypes: Reject, unknownCommands: Reject}
 rules:
   - {name: answering, match: {sendIDs: [bot]}, answer: Deny}
   - {name: broken, match: {contentTypes: [102]}, breaker: {failureRate: 0.1, minimumCallbacks: 1, window: 60s, openFor: 60s}}

@@ -167,6 +167,9 @@ pub fn advice(finding: Finding, empty: bool) -> Advice {
         Finding::NoKnownField => (Serious, "send the five fields in camelCase, with nothing around them"),
         Finding::Compressed => (Note, "no need: Go unpacks it, for an answer of some 70 bytes"),
         Finding::FieldType => (Note, "send the field as OpenIM does, to try what it would send"),
+        Finding::OperationIdDiffers | Finding::OperationIdGenerated => {
+            (Note, "send one operation ID, in the header and in the body")
+        }
     };
     let row = finding.row();
     Advice { name: row.name, severity, found: row.found, why: row.why, hint }
