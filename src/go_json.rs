@@ -22,9 +22,11 @@ use std::collections::hash_map::Entry;
 use crate::cancel;
 
 pub use decode::decode;
+pub use members::without;
 pub use tokens::Tokens;
 
 mod decode;
+mod members;
 mod tokens;
 
 /// Deepest nesting Go accepts (`maxNestingDepth` in its `scanner.go`).

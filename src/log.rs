@@ -23,7 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::callback::SHOWN_OPERATION_ID;
 use crate::reply::{Origin, Why};
-use crate::verdict::{Findings, Verdict};
+use crate::verdict::{Finding, Findings, Verdict};
 pub use repeated::Repeated;
 pub use text::{is_unsafe, shown};
 use text::{quoted, safe};
@@ -242,10 +242,10 @@ pub struct Decision<'d> {
 }
 
 impl Decision<'_> {
-    /// Whether somebody should look at it: the app did not decide, and no rule did.
+    /// Whether somebody should look at it: neither the app nor a rule decided, or OpenIM might have ended on what the app said.
     pub fn is_warning(&self) -> bool {
         match self.origin {
-            Origin::Upstream | Origin::Rule => false,
+            Origin::Upstream | Origin::Rule => self.findings.has(Finding::CrashPrevented),
             Origin::Fallback | Origin::Rejection => true,
         }
     }
@@ -471,7 +471,6 @@ static THREE_DIGITS: &str = {
 mod tests {
     use super::*;
     use crate::cause::Cause;
-    use crate::verdict::Finding;
 
     fn at(seconds: u64) -> String {
         let mut out = String::new();

@@ -68,6 +68,15 @@ pub enum OperationIds {
     Generate,
 }
 
+/// What becomes of the fields of an answer that end a service of OpenIM v3.8.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CrashingFields {
+    /// They are taken out of the answer.
+    LeaveOut,
+    /// They are noticed, and go on.
+    Pass,
+}
+
 /// What becomes of a callback with a known field of another type than OpenIM sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FieldTypes {
@@ -106,6 +115,7 @@ words! {
     Mode: Enforce Observe;
     UnknownCommands: Forward Reject;
     OperationIds: Report Require Generate;
+    CrashingFields: LeaveOut Pass;
     FieldTypes: Report Reject;
     OnRejection: Deny Allow;
 }

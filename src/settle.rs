@@ -67,7 +67,8 @@ fn enforced(callback: &Callback, plan: &Plan<'_>, answered: Answered, noticed: F
         instead: None,
         learned: learned(cause),
     };
-    let read = verdict::read(&body, callback, plan.rule.deny().code.get());
+    let deny_code = plan.rule.deny().code.get();
+    let read = verdict::read(&body, callback, deny_code, plan.crashing_fields());
     if !status.is_success() {
         match read {
             // OpenIM would obey a clear refusal, whatever the status.
@@ -83,8 +84,8 @@ fn enforced(callback: &Callback, plan: &Plan<'_>, answered: Answered, noticed: F
     }
     match read {
         Ok(reading) => Settled {
+            detail: left_out(&reading),
             reply: Reply::upstream(reading, &body, headers, noticed),
-            detail: None,
             instead: None,
             learned: breaker::Outcome::Success,
         },
@@ -113,6 +114,12 @@ fn observed(callback: &Callback, plan: &Plan<'_>, answered: Answered, noticed: F
         instead: (would != (verdict, Why::Nothing)).then_some(would),
         learned: breaker::Outcome::Ignored,
     }
+}
+
+/// What is told of fields that OpenIM may end on.
+fn left_out(reading: &verdict::Reading<'_>) -> Option<String> {
+    let fields = &reading.left_out;
+    (!fields.is_empty()).then(|| format!("left out of upstream's answer: {}", fields.join(", ")))
 }
 
 fn learned(cause: Cause) -> breaker::Outcome {

@@ -13,9 +13,12 @@ use std::borrow::Cow;
 use crate::callback::Callback;
 use crate::callback::command::{self, Command, SafeDefault};
 use crate::go_json::{self, Decoded, Field, Kind, Span, SyntaxError, Token, TypeError, Value};
+use crate::policy::CrashingFields;
 
+pub use crashing::crashing_fields;
 pub use findings::{FINDINGS, Finding, FindingRow, Findings};
 
+mod crashing;
 mod findings;
 
 /// Deny codes below this do not reach the user as they are: OpenIM turns 0 into a success and 1 to 99, which are
@@ -43,6 +46,8 @@ pub struct Reading<'a> {
     pub body: Cow<'a, [u8]>,
     /// What was corrected or noticed.
     pub findings: Findings,
+    /// The fields that are left out, because OpenIM may end on them.
+    pub left_out: Vec<&'static str>,
 }
 
 /// An answer that holds none.
@@ -136,15 +141,24 @@ pub fn openim(answer: &[u8], callback: &Callback) -> Conclusion {
     if codes.action == 0 && codes.next == 1 {
         return Conclusion::Denied { code: codes.error };
     }
-    match chokes(answer, &decoded, fields, callback, &mut Findings::default()) {
-        Ok(()) => Conclusion::Allowed,
-        Err(invalid) => Conclusion::Fails(invalid),
+    if let Err(invalid) = chokes(answer, &decoded, fields, callback) {
+        return Conclusion::Fails(invalid);
+    }
+    let mut crashing = crashing::set(&decoded, fields, callback).into_iter().map(|at| fields[at].name);
+    match crashing.find(|name| crashing::is_certain(name)) {
+        Some(field) => Conclusion::Fails(Invalid::NotInRequest { field }),
+        None => Conclusion::Allowed,
     }
 }
 
 /// Reads an answer, correcting what is plain. `deny_code` takes the place of a refusal's code that would not
-/// reach the user.
-pub fn read<'a>(answer: &'a [u8], callback: &Callback, deny_code: i32) -> Result<Reading<'a>, Unusable> {
+/// reach the user; `crashing_fields` says what becomes of fields that OpenIM may end on.
+pub fn read<'a>(
+    answer: &'a [u8],
+    callback: &Callback,
+    deny_code: i32,
+    crashing_fields: CrashingFields,
+) -> Result<Reading<'a>, Unusable> {
     let fields = response_fields(callback.command());
     let mut findings = Findings::default();
     let mut body = Cow::Borrowed(answer);
@@ -168,6 +182,7 @@ pub fn read<'a>(answer: &'a [u8], callback: &Callback, deny_code: i32) -> Result
         findings.add(Finding::NoKnownField);
     }
     let mut edits = Edits::default();
+    let mut crashing = Vec::new();
     let verdict = if codes.next == 1 {
         let code = if codes.error < SMALLEST_DENY_CODE {
             findings.add(Finding::DenyCodeTooSmall);
@@ -184,7 +199,8 @@ pub fn read<'a>(answer: &'a [u8], callback: &Callback, deny_code: i32) -> Result
         if codes.error != 0 {
             findings.add(Finding::ErrorCodeWithoutRefusal);
         }
-        chokes(&body, &decoded, fields, callback, &mut findings).map_err(Unusable::Invalid)?;
+        chokes(&body, &decoded, fields, callback).map_err(Unusable::Invalid)?;
+        crashing = crashing::set(&decoded, fields, callback);
         complete(&body, &decoded, fields, callback, &mut edits);
         if !edits.is_empty() {
             findings.add(Finding::FieldsLeftOut);
@@ -194,7 +210,16 @@ pub fn read<'a>(answer: &'a [u8], callback: &Callback, deny_code: i32) -> Result
     if !edits.is_empty() {
         body = Cow::Owned(edits.applied(&body, &decoded));
     }
-    Ok(Reading { verdict, body, findings })
+    let mut left_out = Vec::new();
+    if !crashing.is_empty() && crashing_fields == CrashingFields::Pass {
+        findings.add(Finding::MayCrash);
+    } else if !crashing.is_empty() {
+        findings.add(Finding::CrashPrevented);
+        let without = go_json::without(&body, fields, &crashing);
+        body = Cow::Owned(without.map_err(|error| Unusable::Invalid(error.into()))?);
+        left_out.extend(crashing.iter().map(|at| fields[*at].name));
+    }
+    Ok(Reading { verdict, body, findings, left_out })
 }
 
 /// The body of an allow that changes nothing for this callback, as section "safe default" of the catalogue has it.
@@ -319,14 +344,8 @@ fn float_code(raw: &[u8]) -> Option<i32> {
     whole.then_some(number as i32)
 }
 
-/// What OpenIM's own code, behind a successful parse, would fail or panic on.
-fn chokes(
-    body: &[u8],
-    decoded: &Decoded,
-    fields: &[Field],
-    callback: &Callback,
-    findings: &mut Findings,
-) -> Result<(), Invalid> {
+/// What OpenIM's own code, behind a successful parse, would fail or panic on, and what cannot be left out.
+fn chokes(body: &[u8], decoded: &Decoded, fields: &[Field], callback: &Callback) -> Result<(), Invalid> {
     let value = |name: &str| index_of(fields, name).map_or(&Value::Zero, |at| decoded.root.field(at));
     let Some(command) = callback.command() else { return Ok(()) };
     match command.name {
@@ -336,24 +355,11 @@ fn chokes(
             {
                 return Err(Invalid::Content);
             }
-            if *value("offlinePushInfo") != Value::Zero {
-                findings.add(Finding::MayCrash);
-            }
         }
         "callbackBeforeMembersJoinGroupCommand" => {
             members("memberCallbackList", value("memberCallbackList"), true, fields)?;
         }
         "callbackBeforeUserRegisterCommand" => members("users", value("users"), false, fields)?,
-        "callbackBeforeUpdateUserInfoExCommand" => {
-            for field in ["nickName", "faceURL"] {
-                if *value(field) != Value::Zero && callback.value(field).is_none() {
-                    return Err(Invalid::NotInRequest { field });
-                }
-            }
-            if *value("ex") != Value::Zero && callback.value("ex").is_none() {
-                findings.add(Finding::MayCrash);
-            }
-        }
         _ => {}
     }
     Ok(())

@@ -622,6 +622,42 @@ fn the_documents_name_the_kubernetes_that_the_tests_run() {
     assert!(!read("docs/annotations.md").contains("webhook"));
 }
 
+/// What the document for developers of apps says before it goes through the commands.
+const OF_ALL_ANSWERS: &str = "
+## What of a refusal reaches the user
+
+| OpenIM | `errMsg`, over REST and in the SDK | `errDlt`, over REST |
+|---|---|---|
+| v3.8.3 | code, `errMsg` and `errDlt` in one text: `5100 temporarily unavailable try later` | a Go stack trace of OpenIM's own, never the app's `errDlt` |
+| main | the app's `errMsg` | the app's `errDlt` |
+
+Write both for the user: on v3.8.3 `errDlt` is part of what the user reads. `errCode` must be at least 100. For 0 OpenIM aborts the operation
+and then reports an error 500 (v3.8.3), or a success with nothing in it (main); main turns 1 to 99 and negative codes into 500. The guard
+puts the rule's code there (`deny-code-too-small`). Refusals of pushes and of new conversations reach nobody: OpenIM only logs them.
+
+Without the guard, if the app is down, v3.8.3 shows the user a Go stack trace of some 2,000 characters with the URL of the callback in it.
+
+## Fields that end OpenIM
+
+OpenIM writes some fields of an allow to where the message, or the update, has the same field, and does not look whether it has one. If it
+has none, the service exits on v3.8.3, and every operation of that service fails until it is restarted; v3.8.3-patch.16 and main fail the
+operation (errCode 2 and 500). By default the guard leaves these fields out of an allow, keeps every other byte, logs a WARN, and counts the
+finding [`crash-prevented`](findings.md#crash-prevented-corrected):
+
+| answer to | field | left out |
+|---|---|---|
+| `callbackBeforeMsgModifyCommand` | `offlinePushInfo` | always: the request does not tell whether the message has one |
+| `callbackBeforeUpdateUserInfoExCommand` | `ex` | unless the request has one, and OpenIM's own server sends `null` even if the user changes it |
+| `callbackBeforeUpdateUserInfoExCommand` | `nickName`, `faceURL` | if the request has `null` |
+
+What an app must know: a field that was left out is not applied. The `ex` that the user sent is stored, not the one of the answer; to clean
+it, write it through OpenIM's API after `callbackAfterUpdateUserInfoExCommand`. The text of a push belongs in the answer to
+`callbackBeforeOfflinePushCommand`.
+
+If your OpenIM has such fields, or checks for them, `crashingFields: Pass` in `defaults` or in a rule lets them through; they are then
+only noticed (`may-crash`), as in `mode: Observe`.
+";
+
 #[test]
 fn the_document_for_app_developers_is_what_the_catalogue_says() {
     let catalogue: Vec<serde_json::Value> =
@@ -637,6 +673,7 @@ fn the_document_for_app_developers_is_what_the_catalogue_says() {
          After-commands are listed in [causes-and-commands.md](causes-and-commands.md): nobody reads their answer, so answer at\n\
          once and work later.\n",
     );
+    text.push_str(OF_ALL_ANSWERS);
     for entry in catalogue.iter().filter(|entry| entry["kind"] == "before") {
         write!(text, "\n## `{}`\n\n", entry["command"].as_str().expect("a name")).expect("a string");
         write!(text, "Sent by {}.", entry["sentBy"].as_str().unwrap_or("OpenIM")).expect("a string");

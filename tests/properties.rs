@@ -14,7 +14,9 @@ use callback_guard::callback::command::{self, Command};
 use callback_guard::callback::{Callback, RawRequest};
 use callback_guard::cli::inject::{self, Manifests, Task};
 use callback_guard::go_json::{self, Field, Kind};
-use callback_guard::policy::{self, FieldTypes, OnRejection, OperationIds, UnknownCommands, Validation};
+use callback_guard::policy::{
+    self, CrashingFields, FieldTypes, OnRejection, OperationIds, UnknownCommands, Validation,
+};
 use callback_guard::reply::Reply;
 use callback_guard::sidecar::census::{self, PodState, Surroundings};
 use callback_guard::sidecar::{self, Injection, Installation, Removal};
@@ -334,7 +336,7 @@ proptest! {
     fn bytes_of_any_kind_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..200), name in command_name()) {
         let callback = callback(&name, format!(r#"{{"callbackCommand":"{name}"}}"#));
         let concluded = verdict::openim(&bytes, &callback);
-        if let Ok(reading) = verdict::read(&bytes, &callback, RULE_CODE) {
+        if let Ok(reading) = verdict::read(&bytes, &callback, RULE_CODE, CrashingFields::LeaveOut) {
             prop_assert!(concluded == Conclusion::Allowed || reading.findings.iter().count() > 0);
         }
     }
@@ -342,7 +344,10 @@ proptest! {
     #[test]
     fn whatever_is_passed_on_means_to_openim_what_is_claimed((callback, answer) in asked_and_answered()) {
         let concluded = verdict::openim(&answer, &callback);
-        let Ok(reading) = verdict::read(&answer, &callback, RULE_CODE) else { return Ok(()) };
+        let Ok(reading) = verdict::read(&answer, &callback, RULE_CODE, CrashingFields::LeaveOut) else { return Ok(()) };
+        let passed = verdict::read(&answer, &callback, RULE_CODE, CrashingFields::Pass).expect("an answer all the same");
+        prop_assert_eq!(passed.verdict, reading.verdict);
+        prop_assert_eq!(passed.body == reading.body, reading.left_out.is_empty());
         let claimed = match reading.verdict {
             Verdict::Allow => Conclusion::Allowed,
             Verdict::Deny { code } => {
@@ -356,7 +361,7 @@ proptest! {
         if !corrects {
             prop_assert_eq!(concluded, claimed);
         }
-        let again = verdict::read(&reading.body, &callback, RULE_CODE).expect("an answer stays one");
+        let again = verdict::read(&reading.body, &callback, RULE_CODE, CrashingFields::LeaveOut).expect("an answer stays one");
         prop_assert_eq!((again.verdict, &again.body), (reading.verdict, &reading.body));
         prop_assert!(!again.findings.iter().any(|finding| finding.row().becomes.is_some()));
     }
@@ -367,7 +372,7 @@ proptest! {
         prop_assert_eq!(openims_parse(&body), Some(i64::from(code)));
         let callback = callback(&name, format!(r#"{{"callbackCommand":"{name}"}}"#));
         prop_assert_eq!(verdict::openim(&body, &callback), Conclusion::Denied { code });
-        let read = verdict::read(&body, &callback, RULE_CODE).expect("a refusal");
+        let read = verdict::read(&body, &callback, RULE_CODE, CrashingFields::LeaveOut).expect("a refusal");
         prop_assert_eq!(read.verdict, Verdict::Deny { code: if code < SMALLEST_DENY_CODE { RULE_CODE } else { code } });
     }
 }
@@ -978,7 +983,7 @@ fn the_generators_reach_every_kind_of_answer() {
             Conclusion::DataError(_) => "openim: data error",
             Conclusion::Fails(_) => "openim: fails",
         };
-        let read = match verdict::read(&answer, &callback, RULE_CODE) {
+        let read = match verdict::read(&answer, &callback, RULE_CODE, CrashingFields::LeaveOut) {
             Ok(reading) => {
                 let verdict = if reading.verdict == Verdict::Allow { "allow" } else { "deny" };
                 let findings = reading.findings.iter().map(|finding| finding.row().name);
@@ -992,7 +997,7 @@ fn the_generators_reach_every_kind_of_answer() {
     assert_reached(&counts, &["openim: allowed", "openim: denied", "openim: data error", "openim: fails"]);
     assert_reached(&counts, &["allow", "deny", "invalid", "refused by the app"]);
     assert_reached(&counts, &["code-as-string", "code-as-float", "byte-order-mark", "deny-code-too-small"]);
-    assert_reached(&counts, &["fields-left-out", "may-crash", "error-code-without-refusal"]);
+    assert_reached(&counts, &["fields-left-out", "crash-prevented", "error-code-without-refusal"]);
     assert_reached(&counts, &["unknown-next-code", "no-known-field"]);
 }
 

@@ -15,10 +15,10 @@ use crate::callback::rejection::Rejection;
 use crate::callback::subject::{Messages, Subject};
 use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
 use crate::cause::Cause;
-use crate::policy::{Answer, AnsweredBy, Decision, Mode, Override, Plan, Policy, duration};
+use crate::policy::{Answer, AnsweredBy, CrashingFields, Decision, Mode, Override, Plan, Policy, duration};
 use crate::reply::Reply;
 use crate::source::{compile, compile_override};
-use crate::verdict::Verdict;
+use crate::verdict::{Verdict, crashing_fields};
 
 /// Explains, and gives the exit code: 0 where the callback would be accepted, 1 where it would be rejected or a file is
 /// no good.
@@ -159,7 +159,10 @@ fn accepted(policy: &Policy, over: Option<&Override>, callback: &Callback, now: 
             json["answeredBy"] = json!({ "kind": who, "name": name });
             json["answer"] = answer_json(answer);
         }
-        Decision::Ask(plan) => asks(policy, &subject, &plan, &mut text, &mut json),
+        Decision::Ask(plan) => {
+            asks(policy, &subject, &plan, &mut text, &mut json);
+            crashing(callback, &plan, &mut text, &mut json);
+        }
     }
     Explained { text, json, rejected: false }
 }
@@ -239,6 +242,20 @@ fn asks(policy: &Policy, subject: &Subject<'_>, plan: &Plan<'_>, text: &mut Stri
     json["deadlineMs"] = json!(milliseconds(plan.timeout));
     json["override"] = json!(plan.over.map(Override::reason));
     json["fallbacks"] = Json::Object(fallbacks);
+}
+
+/// The fields of an answer that OpenIM may end on, and what becomes of them.
+fn crashing(callback: &Callback, plan: &Plan<'_>, text: &mut String, json: &mut Json) {
+    let names: Vec<_> = crashing_fields(callback).collect();
+    if names.is_empty() {
+        return;
+    }
+    let fate = match plan.crashing_fields() {
+        CrashingFields::LeaveOut => "left out of an allow",
+        CrashingFields::Pass => "passed on",
+    };
+    let _ = writeln!(text, "crashing   {fate}: {}, on which OpenIM may exit", names.join(", "));
+    json["crashingFields"] = json!({ "fields": names, "do": plan.crashing_fields().label() });
 }
 
 fn milliseconds(duration: Duration) -> u64 {

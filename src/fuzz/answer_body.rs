@@ -7,7 +7,9 @@ use serde_json::{Value as Json, json};
 
 use super::{callback, choice_and_command, shown};
 use crate::callback::Callback;
-use crate::verdict::{self, Conclusion, SMALLEST_DENY_CODE, Verdict};
+use crate::go_json::{self, Value};
+use crate::policy::CrashingFields::{LeaveOut, Pass};
+use crate::verdict::{self, Conclusion, Finding, Reading, SMALLEST_DENY_CODE, Verdict};
 
 /// What takes the place of a refusal's code that would not reach the user.
 const RULE_CODE: i32 = 5123;
@@ -29,7 +31,7 @@ pub(super) fn run(input: &[u8]) {
     let callback = asked(fields, name);
     written_refusal(answer, &callback);
     let concluded = verdict::openim(answer, &callback);
-    let Ok(reading) = verdict::read(answer, &callback, RULE_CODE) else {
+    let Ok(reading) = verdict::read(answer, &callback, RULE_CODE, LeaveOut) else {
         // Of a refusal that OpenIM would have read nothing may be left but its code.
         return assert!(!matches!(concluded, Conclusion::Denied { .. }), "{}", shown(answer));
     };
@@ -49,9 +51,45 @@ pub(super) fn run(input: &[u8]) {
     if let Conclusion::Denied { .. } = concluded {
         assert!(matches!(reading.verdict, Verdict::Deny { .. }), "{}", shown(answer));
     }
-    let again = verdict::read(&reading.body, &callback, RULE_CODE).expect("an answer stays one");
+    let again = verdict::read(&reading.body, &callback, RULE_CODE, LeaveOut).expect("an answer stays one");
     assert_eq!((again.verdict, &again.body), (reading.verdict, &reading.body), "{}", shown(answer));
     assert!(!again.findings.iter().any(|finding| finding.row().becomes.is_some()), "{}", shown(answer));
+    disarmed(answer, &callback, &reading);
+}
+
+/// What is passed on has no field that OpenIM may end on, and every other field as it was; with `Pass` it has both.
+fn disarmed(answer: &[u8], callback: &Callback, reading: &Reading<'_>) {
+    let passed = verdict::read(answer, callback, RULE_CODE, Pass).expect("whatever becomes of these fields");
+    assert_eq!(passed.verdict, reading.verdict, "{}", shown(answer));
+    let left_out = &reading.left_out;
+    assert_eq!(reading.findings.has(Finding::CrashPrevented), !left_out.is_empty(), "{}", shown(answer));
+    assert_eq!(passed.findings.has(Finding::MayCrash), !left_out.is_empty(), "{}", shown(answer));
+    if left_out.is_empty() {
+        return assert_eq!(passed.body, reading.body, "{}", shown(answer));
+    }
+    let fields = callback.command().expect("only known commands have such fields").response;
+    let [before, after] =
+        [&passed.body, &reading.body].map(|body| go_json::decode(body, fields).expect("JSON"));
+    for (at, field) in fields.iter().enumerate() {
+        let text = |body: &[u8], value: &Value| {
+            // Where a text is may change.
+            if let Value::Str(span) = value {
+                return go_json::unquote(span.of(body)).into_owned();
+            }
+            format!("{value:?}")
+        };
+        if left_out.contains(&field.name) {
+            assert_eq!(after.last[at], None, "{}: {}", field.name, shown(answer));
+            assert_ne!(*before.root.field(at), Value::Zero, "{}: {}", field.name, shown(answer));
+        } else if !matches!(
+            field.ty.kind,
+            go_json::Kind::List(_) | go_json::Kind::Map(_) | go_json::Kind::Struct(_)
+        ) {
+            let [before, after] = [(&passed.body, &before), (&reading.body, &after)]
+                .map(|(body, read)| text(body, read.root.field(at)));
+            assert_eq!(after, before, "{}: {}", field.name, shown(answer));
+        }
+    }
 }
 
 /// A refusal with these bytes in its texts is read as a refusal.
@@ -65,7 +103,7 @@ fn written_refusal(text: &[u8], callback: &Callback) {
     );
     assert_eq!(json["errMsg"], *shown(text));
     assert_eq!(verdict::openim(&body, callback), Conclusion::Denied { code });
-    let read = verdict::read(&body, callback, RULE_CODE).expect("a refusal");
+    let read = verdict::read(&body, callback, RULE_CODE, LeaveOut).expect("a refusal");
     assert_eq!(
         read.verdict,
         Verdict::Deny { code: if code < SMALLEST_DENY_CODE { RULE_CODE } else { code } }

@@ -284,7 +284,7 @@ impl Decoder<'_> {
 }
 
 /// The field a key is for: the one spelled exactly so, else the first that it folds to.
-fn find(fields: &[Field], key: &[u8]) -> Option<usize> {
+pub(super) fn find(fields: &[Field], key: &[u8]) -> Option<usize> {
     let exact = fields.iter().position(|field| field.name.as_bytes() == key);
     exact.or_else(|| fields.iter().position(|field| folds_to(key, field.name)))
 }

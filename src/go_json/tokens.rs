@@ -46,6 +46,11 @@ impl<'b> Tokens<'b> {
         self.depth
     }
 
+    /// The offset behind the last token: of a key, behind its colon.
+    pub fn offset(&self) -> usize {
+        self.at
+    }
+
     /// Whether the last key or string has an escape in it: without one it is its own text.
     pub fn escaped(&self) -> bool {
         self.escaped

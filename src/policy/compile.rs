@@ -13,7 +13,9 @@ use super::problem::{Problem, Problems, Warnings};
 use super::reader::{Field, Findings, Keys, Table};
 use super::rule::{Commands, Match, Steps};
 use super::spec::{self, Node};
-use super::{FieldTypes, Mode, OnRejection, OperationIds, Policy, UnknownCommands, Validation};
+use super::{
+    CrashingFields, FieldTypes, Mode, OnRejection, OperationIds, Policy, UnknownCommands, Validation,
+};
 use super::{suggest, warnings};
 use crate::breaker::BreakerSpec;
 use crate::callback::command::{self, Phase};
@@ -21,11 +23,21 @@ use crate::callback::subject::Messages;
 use crate::cause::Cause;
 
 const POLICY_KEYS: [&str; 5] = ["version", "defaults", "validation", "mode", "rules"];
-const DEFAULTS_KEYS: [&str; 6] =
-    ["callerTimeout", "timeout", "fallback", "fallbackFor", "deny", "maxInFlight"];
+const DEFAULTS_KEYS: [&str; 7] =
+    ["callerTimeout", "timeout", "fallback", "fallbackFor", "deny", "maxInFlight", "crashingFields"];
 const VALIDATION_KEYS: [&str; 4] = ["unknownCommands", "operationID", "fieldTypes", "onRejection"];
-const RULE_KEYS: [&str; 9] =
-    ["name", "match", "timeout", "fallback", "fallbackFor", "deny", "breaker", "maxInFlight", "answer"];
+const RULE_KEYS: [&str; 10] = [
+    "name",
+    "match",
+    "timeout",
+    "fallback",
+    "fallbackFor",
+    "deny",
+    "breaker",
+    "maxInFlight",
+    "crashingFields",
+    "answer",
+];
 const MATCH_KEYS: [&str; 10] = [
     "commands",
     "phase",
@@ -42,7 +54,8 @@ const DENY_KEYS: [&str; 3] = ["errCode", "errMsg", "errDlt"];
 const BREAKER_KEYS: [&str; 4] = ["failureRate", "minimumCallbacks", "window", "openFor"];
 
 /// What a rule may not hold beside `answer`: all of it is about asking the app.
-const ASKING_KEYS: [&str; 5] = ["timeout", "breaker", "fallback", "fallbackFor", "maxInFlight"];
+const ASKING_KEYS: [&str; 6] =
+    ["timeout", "breaker", "fallback", "fallbackFor", "maxInFlight", "crashingFields"];
 
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 const CALLER_TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
@@ -179,6 +192,7 @@ struct Defaults {
     fallbacks: Fallbacks,
     deny: DenyText,
     max_in_flight: Option<NonZeroUsize>,
+    crashing_fields: CrashingFields,
 }
 
 impl Defaults {
@@ -190,6 +204,7 @@ impl Defaults {
             fallbacks: Fallbacks::all(Fallback::Allow),
             deny: DenyText::builtin(),
             max_in_flight: None,
+            crashing_fields: CrashingFields::LeaveOut,
         }
     }
 
@@ -203,6 +218,7 @@ impl Defaults {
             deny: self.deny.clone(),
             breaker: None,
             max_in_flight: self.max_in_flight,
+            crashing_fields: self.crashing_fields,
         }
     }
 }
@@ -226,6 +242,7 @@ fn defaults(field: Option<&Field<'_>>, findings: &mut Findings) -> Defaults {
     fallbacks(&table, &mut defaults.fallbacks, findings);
     deny(&table, &mut defaults.deny, findings);
     defaults.max_in_flight = max_in_flight(&table, defaults.max_in_flight, findings);
+    defaults.crashing_fields = crashing_fields(&table, defaults.crashing_fields, findings);
     defaults
 }
 
@@ -294,6 +311,10 @@ fn max_in_flight(
     usize::try_from(limit).ok().and_then(NonZeroUsize::new)
 }
 
+fn crashing_fields(table: &Table<'_>, default: CrashingFields, findings: &mut Findings) -> CrashingFields {
+    choice(table.get("crashingFields"), CrashingFields::ALL, default, findings)
+}
+
 fn rule(index: usize, field: &Field<'_>, defaults: &Defaults, findings: &mut Findings) -> Option<Rule> {
     let table = Table::read(field, &RULE_KEYS, Keys::Fields, findings)?;
     let name = table.get("name").and_then(|field| name(field, findings));
@@ -308,6 +329,7 @@ fn rule(index: usize, field: &Field<'_>, defaults: &Defaults, findings: &mut Fin
     fallbacks(&table, &mut rule.fallbacks, findings);
     rule.breaker = table.get("breaker").and_then(|field| breaker(field, findings));
     rule.max_in_flight = max_in_flight(&table, rule.max_in_flight, findings);
+    rule.crashing_fields = crashing_fields(&table, rule.crashing_fields, findings);
     if let Some(field) = table.get("answer") {
         rule.answer = field.choice(&Fallback::ALL, findings);
         rule.max_in_flight = None;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::duration;
 use super::overrides::Override;
 use super::rule::Match;
+use super::{CrashingFields, duration};
 use crate::breaker::BreakerSpec;
 use crate::callback::subject::Subject;
 use crate::cause::Cause;
@@ -112,6 +112,7 @@ pub struct Rule {
     pub(super) deny: DenyText,
     pub(super) breaker: Option<BreakerSpec>,
     pub(super) max_in_flight: Option<NonZeroUsize>,
+    pub(super) crashing_fields: CrashingFields,
 }
 
 impl Rule {
@@ -152,6 +153,11 @@ impl Rule {
         self.max_in_flight.map(NonZeroUsize::get)
     }
 
+    /// What becomes of the fields of an answer that end a service of OpenIM; as written, whatever the mode.
+    pub fn crashing_fields(&self) -> CrashingFields {
+        self.crashing_fields
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let mut json = Map::new();
         json.insert("name".to_owned(), json!(&*self.name));
@@ -164,6 +170,7 @@ impl Rule {
         json.insert("timeout".to_owned(), json!(duration::display(self.timeout)));
         json.insert("fallbackFor".to_owned(), self.fallbacks.to_json());
         json.insert("maxInFlight".to_owned(), json!(self.max_in_flight().unwrap_or(0)));
+        json.insert("crashingFields".to_owned(), json!(self.crashing_fields.label()));
         if let Some(breaker) = &self.breaker {
             json.insert(
                 "breaker".to_owned(),
@@ -238,6 +245,11 @@ impl<'p> Plan<'p> {
     /// The breaker to ask for leave, if any; none acts in `Observe`.
     pub fn breaker(&self) -> Option<&'p BreakerSpec> {
         self.rule.breaker.as_ref().filter(|_| !self.observe)
+    }
+
+    /// What becomes of the fields of an answer that end a service of OpenIM; in `Observe` they pass.
+    pub fn crashing_fields(&self) -> CrashingFields {
+        if self.observe { CrashingFields::Pass } else { self.rule.crashing_fields }
     }
 
     /// How many callbacks of the rule may be in flight, where it says so; no bound of a rule acts in

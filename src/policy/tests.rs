@@ -95,6 +95,7 @@ fn the_built_in_defaults_ask_for_everything_and_allow_when_that_fails() {
         assert_eq!(plan.fallback(cause), Answer::Allow);
     }
     assert_eq!((plan.breaker(), plan.max_in_flight(), plan.observe), (None, None, false));
+    assert_eq!(plan.crashing_fields(), CrashingFields::LeaveOut);
     assert_eq!(builtin.caller_timeout(), ms(5_000));
     assert_eq!(builtin.longest_timeout(), ms(2_000));
     assert_eq!(builtin.mode(), Mode::Enforce);
@@ -559,6 +560,7 @@ fn answer_stands_alone() {
         ("fallback: Deny", false),
         ("fallbackFor: {}", false),
         ("maxInFlight: 1", false),
+        ("crashingFields: Pass", false),
         ("deny: {errCode: 5001}", true),
         ("match: {}", true),
     ] {
@@ -771,6 +773,29 @@ fn each_check_of_operation_ids_is_a_word_of_the_policy() {
 }
 
 #[test]
+fn crashing_fields_come_from_the_rule_then_the_defaults_and_pass_in_observe() {
+    use CrashingFields::{LeaveOut, Pass};
+    for (text, expected) in [
+        ("", LeaveOut),
+        ("defaults: {crashingFields: Pass}", Pass),
+        ("defaults: {crashingFields: Pass}\nrules: [{crashingFields: LeaveOut}]", LeaveOut),
+        ("rules: [{crashingFields: Pass}]", Pass),
+        ("rules: [{match: {sendIDs: [nobody]}, crashingFields: Pass}]", LeaveOut),
+    ] {
+        assert_eq!(ask(&policy(text), &subject(BEFORE), None).crashing_fields(), expected, "{text}");
+        let observing = policy(&format!("mode: Observe\n{text}"));
+        assert_eq!(ask(&observing, &subject(BEFORE), None).crashing_fields(), Pass, "{text}");
+    }
+    for (text, path) in [
+        ("defaults: {crashingFields: true}", "defaults.crashingFields"),
+        ("rules: [{crashingFields: leaveOut}]", "rules[0].crashingFields"),
+    ] {
+        let [problem] = &problems(text)[..] else { panic!("{text}") };
+        assert!(problem.starts_with(path) && problem.contains("\"LeaveOut\", \"Pass\""), "{problem}");
+    }
+}
+
+#[test]
 fn what_is_in_force_is_shown_whole() {
     let policy = policy(
         "
@@ -821,6 +846,7 @@ rules:
                     "fallbackFor": allow,
                     "deny": deny,
                     "maxInFlight": 5,
+                    "crashingFields": "LeaveOut",
                     "breaker": { "failureRate": 0.5, "minimumCallbacks": 20, "window": "10s", "openFor": "5s" },
                 },
                 { "name": "two", "match": { "sendIDs": ["d"] }, "answer": "Deny", "deny": deny },
@@ -831,6 +857,7 @@ rules:
                     "fallbackFor": allow,
                     "deny": deny,
                     "maxInFlight": 0,
+                    "crashingFields": "LeaveOut",
                 },
             ],
         })

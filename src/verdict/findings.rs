@@ -21,7 +21,9 @@ pub enum Finding {
     FieldsLeftOut,
     /// A refusal with an HTTP status other than 2xx.
     RefusalWithStatus,
-    /// An answer that crashes OpenIM in some cases.
+    /// An answer that ended OpenIM in some cases, without the fields it would have ended on.
+    CrashPrevented,
+    /// An answer that ends OpenIM in some cases.
     MayCrash,
     /// An error code without a refusal.
     ErrorCodeWithoutRefusal,
@@ -55,7 +57,7 @@ pub struct FindingRow {
 }
 
 /// Everything that is corrected or noticed, in the order of [`Finding`].
-pub static FINDINGS: [FindingRow; 14] = [
+pub static FINDINGS: [FindingRow; 15] = [
     FindingRow {
         finding: Finding::CodeAsString,
         name: "code-as-string",
@@ -103,11 +105,25 @@ pub static FINDINGS: [FindingRow; 14] = [
         why: "OpenIM never looks at the status and obeys the body.",
     },
     FindingRow {
+        finding: Finding::CrashPrevented,
+        name: "crash-prevented",
+        found: "an allow with `offlinePushInfo` (MsgModify), with `ex` (UpdateUserInfoEx) if the request has none, or with \
+                `nickName` or `faceURL` (UpdateUserInfoEx) if the request has `null`",
+        becomes: Some(
+            "the same allow without that field, however it is spelled and however often it is there",
+        ),
+        why: "OpenIM writes the field to where the message, or the update, has one. If it has none, openim-rpc-msg or \
+              openim-rpc-user of v3.8.3 exits, and every operation of that service fails until it is restarted; \
+              v3.8.3-patch.16 and main fail the operation. The request does not always tell. A field that was left out is not \
+              applied. `crashingFields: Pass` lets it through (`may-crash`).",
+    },
+    FindingRow {
         finding: Finding::MayCrash,
         name: "may-crash",
-        found: "`offlinePushInfo` in an answer to MsgModify, or `ex` in one to UpdateUserInfoEx",
+        found: "the same as for `crash-prevented`, with `crashingFields: Pass` or in `mode: Observe`",
         becomes: None,
-        why: "OpenIM panics unless the message, or the update, has it too, which the request does not tell.",
+        why: "OpenIM v3.8.3 exits if the message, or the update, has no such field; v3.8.3-patch.16 and main fail the operation. \
+              By default the guard leaves the field out (`crash-prevented`).",
     },
     FindingRow {
         finding: Finding::ErrorCodeWithoutRefusal,
@@ -199,6 +215,11 @@ impl Findings {
         Findings(self.0 | other.0)
     }
 
+    /// Whether this one is among them.
+    pub fn has(self, finding: Finding) -> bool {
+        self.0 & (1 << finding as u8) != 0
+    }
+
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -206,7 +227,7 @@ impl Findings {
 
     /// In the order of the table.
     pub fn iter(self) -> impl Iterator<Item = Finding> {
-        FINDINGS.iter().map(|row| row.finding).filter(move |finding| self.0 & (1 << *finding as u8) != 0)
+        FINDINGS.iter().map(|row| row.finding).filter(move |finding| self.has(*finding))
     }
 }
 

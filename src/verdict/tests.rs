@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::callback::RawRequest;
+use crate::policy::CrashingFields::{LeaveOut, Pass};
 use crate::policy::Validation;
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/openim/samples");
@@ -169,7 +170,10 @@ const READ_DIFFERENTLY: &[(&str, &str)] = &[
         "callbackBeforeGroupOnlinePushCommand/resp-11-case-dup-mixed.json",
         "allow [error-code-without-refusal]",
     ),
-    ("callbackBeforeMsgModifyCommand/resp-11-offlinepushinfo-offlinenil-panic.json", "allow [may-crash]"),
+    (
+        "callbackBeforeMsgModifyCommand/resp-11-offlinepushinfo-offlinenil-panic.json",
+        "allow [crash-prevented]",
+    ),
     ("callbackBeforeOnlinePushCommand/resp-03-seed-doc-allow.json", "allow [code-as-string]"),
     ("callbackBeforeOnlinePushCommand/resp-07-null-literal.json", "allow [no-known-field]"),
     ("callbackBeforeOnlinePushCommand/resp-08-action1-next1.json", "actionCode 1"),
@@ -182,7 +186,11 @@ const READ_DIFFERENTLY: &[(&str, &str)] = &[
     ("callbackBeforeSendSingleMsgCommand/resp-11-bom-allow.json", "allow [byte-order-mark]"),
     ("callbackBeforeSetGroupInfoCommand/resp-01-allow-canonical-unsafe.json", "allow [fields-left-out]"),
     ("callbackBeforeSetGroupInfoExCommand/resp-01-allow-canonical-unsafe.json", "allow [fields-left-out]"),
-    ("callbackBeforeUpdateUserInfoExCommand/resp-04-ex-panic.json", "allow [may-crash]"),
+    (
+        "callbackBeforeUpdateUserInfoExCommand/resp-03-face-not-in-request-panic.json",
+        "allow [crash-prevented]",
+    ),
+    ("callbackBeforeUpdateUserInfoExCommand/resp-04-ex-panic.json", "allow [crash-prevented]"),
     ("common/resp-06-null-literal.json", "allow [no-known-field]"),
     ("common/resp-07-nextcode-empty-string.json", "allow [code-as-string]"),
     ("common/resp-09-nextcode-string-0.json", "allow [code-as-string]"),
@@ -208,7 +216,7 @@ fn every_recorded_answer_is_read_as_openim_does_or_as_the_table_says() {
             Some("allow") => "allow".to_owned(),
             _ => "invalid".to_owned(),
         };
-        let found = reading(&read(&answer, &callback, RULE_CODE));
+        let found = reading(&read(&answer, &callback, RULE_CODE, LeaveOut));
         if found != same {
             differing.insert(file, found);
         }
@@ -221,7 +229,7 @@ fn every_recorded_answer_is_read_as_openim_does_or_as_the_table_says() {
 
 /// What holds for whatever [`read`] returns.
 fn assert_sound(what: &str, answer: &[u8], callback: &Callback) {
-    let Ok(first) = read(answer, callback, RULE_CODE) else { return };
+    let Ok(first) = read(answer, callback, RULE_CODE, LeaveOut) else { return };
     let claimed = verdict(first.verdict);
     assert_eq!(conclusion(&openim(&first.body, callback)), claimed, "{what}: OpenIM of what is passed on");
     if let Verdict::Deny { code } = first.verdict {
@@ -232,7 +240,7 @@ fn assert_sound(what: &str, answer: &[u8], callback: &Callback) {
     if !correcting {
         assert!(matches!(first.body, Cow::Borrowed(_)), "{what}");
     }
-    let again = read(&first.body, callback, RULE_CODE).expect("a corrected answer is an answer");
+    let again = read(&first.body, callback, RULE_CODE, LeaveOut).expect("a corrected answer is an answer");
     assert_eq!((again.verdict, &*again.body), (first.verdict, &*first.body), "{what}: read again");
     assert!(!again.findings.iter().any(|finding| finding.row().becomes.is_some()), "{what}: corrected twice");
 }
@@ -247,7 +255,7 @@ fn what_is_passed_on_means_to_openim_what_is_claimed_and_is_changed_only_where_c
 /// Rows of answer, reading, and the body passed on (`=` for the same bytes).
 fn read_table(callback: &Callback, rows: &[(&str, &str, &str)]) {
     for (answer, expected, body) in rows {
-        let found = read(answer.as_bytes(), callback, RULE_CODE);
+        let found = read(answer.as_bytes(), callback, RULE_CODE, LeaveOut);
         assert_eq!(reading(&found), *expected, "{answer}");
         let passed_on =
             found.map_or(String::new(), |found| String::from_utf8_lossy(&found.body).into_owned());
@@ -342,7 +350,7 @@ fn a_byte_order_mark_is_taken_away_once_and_only_in_front() {
         ],
     );
     let bom = b"\xef\xbb\xbf{\"nextCode\":0}";
-    let found = read(bom, &asked(SEND, ""), RULE_CODE).expect("an allow");
+    let found = read(bom, &asked(SEND, ""), RULE_CODE, LeaveOut).expect("an allow");
     assert!(matches!(found.body, Cow::Borrowed(_)), "taking bytes away in front copies nothing");
 }
 
@@ -454,8 +462,11 @@ fn everything_around_a_correction_stays_as_it_was() {
 fn a_flood_of_wrong_types_is_not_corrected() {
     let flood = |count: usize| format!("{{{}\"nextCode\":\"0\"}}", "\"errCode\":\"0\",".repeat(count - 1));
     let callback = asked(SEND, "");
-    assert_eq!(reading(&read(flood(16).as_bytes(), &callback, RULE_CODE)), "allow [code-as-string]");
-    assert_eq!(reading(&read(flood(17).as_bytes(), &callback, RULE_CODE)), "invalid");
+    assert_eq!(
+        reading(&read(flood(16).as_bytes(), &callback, RULE_CODE, LeaveOut)),
+        "allow [code-as-string]"
+    );
+    assert_eq!(reading(&read(flood(17).as_bytes(), &callback, RULE_CODE, LeaveOut)), "invalid");
 }
 
 #[test]
@@ -487,8 +498,10 @@ fn each_finding_of_an_answer_has_a_case_in_which_it_is_found() {
     ];
     let mut found = Findings::default();
     for Sample { callback, answer, .. } in samples() {
-        if let Ok(reading) = read(&answer, &callback, RULE_CODE) {
-            found = found.and(reading.findings);
+        for crashing_fields in [LeaveOut, Pass] {
+            if let Ok(reading) = read(&answer, &callback, RULE_CODE, crashing_fields) {
+                found = found.and(reading.findings);
+            }
         }
     }
     for row in &FINDINGS {
@@ -639,14 +652,15 @@ fn what_openim_would_panic_on_or_refuse_is_no_answer() {
         (REGISTER, "", r#"{"users":[null]}"#, Err("users has a null element")),
         (UPDATE, r#""nickName":"n""#, r#"{"nickName":"m"}"#, Ok(())),
         (UPDATE, r#""nickName":null"#, r#"{"nickName":null}"#, Ok(())),
-        (UPDATE, r#""nickName":null"#, r#"{"nickName":"m"}"#, Err("nickName is set")),
-        (UPDATE, "", r#"{"faceURL":""}"#, Err("faceURL is set")),
         (UPDATE, r#""faceURL":"""#, r#"{"faceURL":""}"#, Ok(())),
         (SEND, "", r#"{"memberCallbackList":[null],"users":[null],"content":"x"}"#, Ok(())),
     ] {
         let callback = asked(command, request);
-        match (openim(answer.as_bytes(), &callback), read(answer.as_bytes(), &callback, RULE_CODE), expected)
-        {
+        match (
+            openim(answer.as_bytes(), &callback),
+            read(answer.as_bytes(), &callback, RULE_CODE, LeaveOut),
+            expected,
+        ) {
             (Conclusion::Allowed, Ok(Reading { verdict: Verdict::Allow, .. }), Ok(())) => {}
             (Conclusion::Fails(one), Err(Unusable::Invalid(other)), Err(why)) => {
                 assert_eq!(one, other);
@@ -682,20 +696,117 @@ fn modified_content_must_be_the_text_of_an_object_or_null() {
     }
     // A refusal is never applied: what it holds besides does not matter.
     let refusal = br#"{"errCode":700,"nextCode":1,"content":"x"}"#;
-    assert_eq!(reading(&read(refusal, &callback, RULE_CODE)), "deny 700");
+    assert_eq!(reading(&read(refusal, &callback, RULE_CODE, LeaveOut)), "deny 700");
+}
+
+/// Rows of command, request, answer, and the answer without what OpenIM may end on (`=` if there is nothing of that).
+const CRASHING: &[(&str, &str, &str, &str)] = &[
+    (MODIFY, "", r#"{"nextCode":0,"offlinePushInfo":{}}"#, r#"{"nextCode":0}"#),
+    (
+        MODIFY,
+        "",
+        r#"{"nextCode":0,"offlinePushInfo":{"title":"t"},"content":"{}"}"#,
+        r#"{"nextCode":0,"content":"{}"}"#,
+    ),
+    (MODIFY, "", r#"{"nextCode":0,"offlinePushInfo":null}"#, "="),
+    (UPDATE, r#""ex":null"#, r#"{"nextCode":0,"ex":"e"}"#, r#"{"nextCode":0}"#),
+    (UPDATE, "", r#"{"nextCode":0,"ex":""}"#, r#"{"nextCode":0}"#),
+    (UPDATE, r#""ex":"x""#, r#"{"nextCode":0,"ex":"e"}"#, "="),
+    (UPDATE, r#""ex":null"#, r#"{"nextCode":0,"ex":null}"#, "="),
+    (
+        UPDATE,
+        r#""nickName":"n","faceURL":null"#,
+        r#"{"nextCode":0,"nickName":"m","faceURL":"f"}"#,
+        r#"{"nextCode":0,"nickName":"m"}"#,
+    ),
+    (
+        UPDATE,
+        r#""nickName":null,"faceURL":"""#,
+        r#"{"nextCode":0,"nickName":"m","faceURL":"f"}"#,
+        r#"{"nextCode":0,"faceURL":"f"}"#,
+    ),
+    (
+        UPDATE,
+        r#""nickName":null,"faceURL":null"#,
+        r#"{"userID":"u","nickName":"","faceURL":"","ex":"","nextCode":0}"#,
+        r#"{"userID":"u","nextCode":0}"#,
+    ),
+    // In every spelling that Go takes, and each time that it is there; what is inside other fields is none.
+    (MODIFY, "", r#"{"nextCode":0,"OFFLINEPUSHINFO":{},"ex":"a"}"#, r#"{"nextCode":0,"ex":"a"}"#),
+    (MODIFY, "", "{\"nextCode\":0,\"offlinePu\u{17f}hInfo\":{},\"ex\":\"a\"}", r#"{"nextCode":0,"ex":"a"}"#),
+    (MODIFY, "", r#"{"nextCode":0,"\u006fffline\u212aushInfo":{},"ex":"a"}"#, "="),
+    (MODIFY, "", r#"{"nextCode":0,"\u006fffline\u0050ushInfo":{},"ex":"a"}"#, r#"{"nextCode":0,"ex":"a"}"#),
+    (
+        MODIFY,
+        "",
+        r#"{"offlinePushInfo":{"ex":"1"},"nextCode":0,"offlinepushinfo":{"desc":"d"}}"#,
+        r#"{"nextCode":0}"#,
+    ),
+    (MODIFY, "", r#"{"offlinePushInfo":null,"nextCode":0,"offlinepushinfo":{}}"#, r#"{"nextCode":0}"#),
+    (MODIFY, "", r#"{"offlinePushInfo":{},"nextCode":0,"offlinepushinfo":null}"#, "="),
+    (MODIFY, "", r#"{"nextCode":0,"data":{"offlinePushInfo":{}},"options":{"offlinePushInfo":true}}"#, "="),
+    (
+        UPDATE,
+        "",
+        r#"{ "nextCode": 0 , "Nic\u212aName" : "\u00e4" , "x": 1.0 }"#,
+        r#"{ "nextCode": 0 , "x": 1.0 }"#,
+    ),
+    // Beside another correction.
+    (UPDATE, "", r#"{"nextCode":"0","ex":"e"}"#, r#"{"nextCode":0}"#),
+    // A refusal is not applied, and other commands have a place for these fields or none at all.
+    (MODIFY, "", r#"{"errCode":700,"nextCode":1,"offlinePushInfo":{}}"#, "="),
+    (UPDATE, "", r#"{"errCode":700,"nextCode":1,"ex":"e"}"#, "="),
+    (SEND, "", r#"{"nextCode":0,"offlinePushInfo":{},"ex":"e"}"#, "="),
+    ("callbackBeforeOfflinePushCommand", "", r#"{"nextCode":0,"offlinePushInfo":{}}"#, "="),
+    (
+        "callbackBeforeUpdateUserInfoCommand",
+        "",
+        r#"{"nextCode":0,"nickName":"n","faceURL":"f","ex":"e"}"#,
+        "=",
+    ),
+    ("callbackMsgModifyCommand", "", r#"{"nextCode":0,"offlinePushInfo":{}}"#, r#"{"nextCode":0}"#),
+];
+
+#[test]
+fn what_openim_may_end_on_is_left_out_and_every_other_byte_stays() {
+    for (command, request, answer, expected) in CRASHING {
+        let callback = asked(command, request);
+        let found = read(answer.as_bytes(), &callback, RULE_CODE, LeaveOut).expect("an answer");
+        let prevented = found.findings.has(Finding::CrashPrevented);
+        let expected = if *expected == "=" { answer } else { expected };
+        assert_eq!(String::from_utf8_lossy(&found.body), **expected, "{answer}");
+        assert_eq!((prevented, found.left_out.is_empty()), (expected != answer, !prevented), "{answer}");
+        assert!(!found.findings.has(Finding::MayCrash), "{answer}");
+        assert_sound(answer, answer.as_bytes(), &callback);
+    }
 }
 
 #[test]
-fn what_may_crash_openim_is_noticed_where_it_is_set_and_the_request_cannot_tell() {
-    for (command, request, answer, expected) in [
-        (MODIFY, "", r#"{"nextCode":0,"offlinePushInfo":{}}"#, "allow [may-crash]"),
-        (MODIFY, "", r#"{"nextCode":0,"offlinePushInfo":null}"#, "allow"),
-        (UPDATE, r#""ex":null"#, r#"{"nextCode":0,"ex":"e"}"#, "allow [may-crash]"),
-        (UPDATE, r#""ex":"x""#, r#"{"nextCode":0,"ex":"e"}"#, "allow"),
-        (UPDATE, r#""ex":null"#, r#"{"nextCode":0,"ex":null}"#, "allow"),
+fn what_openim_may_end_on_passes_and_is_noticed_if_the_policy_says_so() {
+    for (command, request, answer, expected) in CRASHING {
+        let callback = asked(command, request);
+        let found = read(answer.as_bytes(), &callback, RULE_CODE, Pass).expect("an answer");
+        let left_out = read(answer.as_bytes(), &callback, RULE_CODE, LeaveOut).expect("an answer");
+        assert_eq!(found.verdict, left_out.verdict, "{answer}");
+        assert!(found.left_out.is_empty() && !found.findings.has(Finding::CrashPrevented), "{answer}");
+        assert_eq!(found.findings.has(Finding::MayCrash), *expected != "=", "{answer}");
+        let corrected = answer.replace(r#""0""#, "0");
+        assert_eq!(String::from_utf8_lossy(&found.body), corrected, "{answer}");
+    }
+}
+
+#[test]
+fn openim_alone_fails_on_a_field_that_the_request_says_it_has_no_place_for() {
+    let fails = |field| Conclusion::Fails(Invalid::NotInRequest { field });
+    for (request, answer, expected) in [
+        (r#""nickName":null"#, r#"{"nickName":"m"}"#, fails("nickName")),
+        ("", r#"{"faceURL":""}"#, fails("faceURL")),
+        (r#""faceURL":"""#, r#"{"faceURL":""}"#, Conclusion::Allowed),
+        // The request never shows it.
+        (r#""ex":null"#, r#"{"ex":"e"}"#, Conclusion::Allowed),
+        ("", r#"{"nextCode":1,"faceURL":""}"#, Conclusion::Denied { code: 0 }),
     ] {
-        let found = read(answer.as_bytes(), &asked(command, request), RULE_CODE);
-        assert_eq!(reading(&found), expected, "{answer}");
+        assert_eq!(openim(answer.as_bytes(), &asked(UPDATE, request)), expected, "{answer}");
     }
 }
 
@@ -736,7 +847,7 @@ fn the_safe_allow_echoes_for_the_two_commands_that_need_it_and_is_plain_for_all_
     for echoing in [SET_GROUP, SET_GROUP_EX].map(recorded) {
         let allow = allow_body(Some(&echoing));
         assert_eq!(openim(&allow, &echoing), Conclusion::Allowed);
-        let found = read(&allow, &echoing, RULE_CODE).expect("an allow");
+        let found = read(&allow, &echoing, RULE_CODE, LeaveOut).expect("an allow");
         assert_eq!(
             (found.verdict, &*found.body, found.findings),
             (Verdict::Allow, &*allow, Findings::default())

@@ -95,6 +95,33 @@ fn a_callback_that_would_be_rejected_is_told_with_its_cause() {
 }
 
 #[test]
+fn the_fields_that_openim_may_end_on_are_told_with_what_becomes_of_them() {
+    let update =
+        json!({"callbackCommand": "callbackBeforeUpdateUserInfoExCommand", "nickName": "n", "faceURL": null});
+    let of = |policy: &str, body: &Value| {
+        let folder = Folder::new();
+        folder.write("policy.yaml", policy);
+        folder.write("callback.json", &body.to_string());
+        let line = "explain --policy policy.yaml --callback callback.json";
+        let json: Value =
+            serde_json::from_str(&folder.run(&format!("{line} --format json")).code(0).out).expect("JSON");
+        (folder.run(line).code(0).out, json["crashingFields"].clone())
+    };
+    let (text, json) = of("{}", &update);
+    assert_eq!(json, json!({"fields": ["faceURL", "ex"], "do": "LeaveOut"}));
+    assert!(text.contains("crashing   left out of an allow: faceURL, ex, "), "{text}");
+    for policy in ["defaults: {crashingFields: Pass}", "mode: Observe"] {
+        let (text, json) = of(policy, &update);
+        assert_eq!(json["do"], "Pass");
+        assert!(text.contains("crashing   passed on: faceURL, ex, "), "{text}");
+    }
+    // Other commands have none, and a rule's own answer has no field of the app.
+    let (text, json) = of("{}", &json!({"callbackCommand": "callbackBeforeSendSingleMsgCommand"}));
+    assert!(json.is_null() && !text.contains("crashing"), "{text}");
+    assert!(of("rules: [{answer: Allow}]", &update).1.is_null());
+}
+
+#[test]
 fn for_people_it_is_a_few_lines_and_every_broken_file_is_told_by_its_flag() {
     let folder = Folder::new();
     folder.write("policy.yaml", POLICY);

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use callback_guard::callback::command::{Command, SafeDefault};
 use callback_guard::callback::{Callback, RawRequest};
 use callback_guard::go_json::{self, Field, Kind, Type, Value, unquote};
-use callback_guard::policy::Validation;
-use callback_guard::verdict::{self, Conclusion, Finding, Findings, Reading, Verdict};
+use callback_guard::policy::{CrashingFields, Validation};
+use callback_guard::verdict::{self, Conclusion, Finding, Reading, Verdict};
 use serde_json::{Value as Json, json};
 
 use crate::judge::Judge;
@@ -63,10 +63,11 @@ fn every_answer_is_read_as_openim_reads_it_and_every_correction_as_claimed() {
             }
             errors += usize::from(pair[0]["verdict"] == "error");
             denials += usize::from(pair[0]["verdict"] == "denied");
-            if let Some(Reading { verdict, body, findings }) = read {
+            if let Some(reading) = read {
+                let Reading { verdict, body, .. } = reading;
                 corrected += usize::from(**body != **answer);
                 assert!(
-                    as_claimed(*verdict, &pair[1]) && keeps_the_rest(answer, *findings, callback, &pair[1]),
+                    as_claimed(*verdict, &pair[1]) && keeps_the_rest(answer, reading, callback, &pair[1]),
                     "seed {seed}: {:?} for {} became {:?}, claimed to be {verdict:?}, and OpenIM says {}",
                     String::from_utf8_lossy(answer),
                     callback.target().name(),
@@ -148,24 +149,31 @@ pub(crate) fn read_job(command: &str, answer: &[u8]) -> Json {
 
 /// What the guard would pass on, with the verdict it claims and what it corrected.
 fn repaired<'a>(answer: &'a [u8], callback: &Callback) -> Option<Reading<'a>> {
-    verdict::read(answer, callback, 5100).ok()
+    verdict::read(answer, callback, 5100, CrashingFields::LeaveOut).ok()
 }
 
-/// Whether OpenIM holds in the corrected answer what the app wrote, but for the fields that were corrected.
-pub(crate) fn keeps_the_rest(answer: &[u8], findings: Findings, callback: &Callback, judged: &Json) -> bool {
+/// Whether OpenIM holds in the corrected answer what the app wrote, but for the fields that were corrected, and none that was
+/// left out.
+pub(crate) fn keeps_the_rest(
+    answer: &[u8],
+    reading: &Reading<'_>,
+    callback: &Callback,
+    judged: &Json,
+) -> bool {
     let command = callback.command().expect("known");
     let plain = answer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(answer);
     let Ok(decoded) = go_json::decode(plain, command.response) else { return false };
     let echoed: &[&str] = match command.default {
-        SafeDefault::Echo(fields) if findings.iter().any(|finding| finding == Finding::FieldsLeftOut) => {
-            fields
-        }
+        SafeDefault::Echo(fields) if reading.findings.has(Finding::FieldsLeftOut) => fields,
         SafeDefault::Echo(_) | SafeDefault::Plain => &[],
     };
     let corrected =
         |name: &str| ["actionCode", "errCode", "nextCode"].contains(&name) || echoed.contains(&name);
     command.response.iter().enumerate().filter(|(_, field)| !corrected(field.name)).all(|(at, field)| {
         let held = judged["response"].get(field.name).unwrap_or(&Json::Null);
+        if reading.left_out.contains(&field.name) {
+            return held.is_null();
+        }
         same(plain, decoded.root.field(at), field.ty, held)
     })
 }

@@ -10,6 +10,7 @@ mod callers;
 mod cluster;
 mod config_map;
 mod connections;
+mod crashing_fields;
 mod descriptors;
 mod drain;
 mod effects;

@@ -160,7 +160,10 @@ pub fn advice(finding: Finding, empty: bool) -> Advice {
         Finding::DenyCodeTooSmall => (Serious, "give a refusal an errCode from 5000 to 9999"),
         Finding::FieldsLeftOut => (Serious, "send back the fields of the request with an allow"),
         Finding::RefusalWithStatus => (Note, "send a refusal with status 200, so that people are not misled"),
-        Finding::MayCrash => (Serious, "leave the field out unless you know that OpenIM has it"),
+        Finding::MayCrash | Finding::CrashPrevented => (
+            Serious,
+            "leave the field out unless you know that OpenIM has it; push texts belong in BeforeOfflinePush",
+        ),
         Finding::ErrorCodeWithoutRefusal => (Serious, "to refuse, send actionCode 0 and nextCode 1"),
         Finding::UnknownNextCode => (Serious, "send nextCode 1 to refuse and 0 to allow"),
         Finding::NoKnownField if empty => (Note, "send the five fields, so that the allow is meant"),

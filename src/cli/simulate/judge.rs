@@ -10,6 +10,7 @@ use super::exchange::Answer;
 use super::failure::Failure;
 use crate::callback::Callback;
 use crate::callback::command::Phase;
+use crate::policy::CrashingFields;
 use crate::verdict::{self, Conclusion, Finding, Invalid, SMALLEST_DENY_CODE, Unusable};
 
 /// Stands in for a rule's code where the guard's reading is only asked for its findings.
@@ -178,11 +179,12 @@ fn redirect(answer: &Answer) -> Option<(String, bool)> {
 
 fn of_the_body(callback: &Callback, answer: &Answer) -> Vec<Advice> {
     let empty = matches!(answer.body.trim_ascii(), b"{}" | b"null");
-    let mut findings: Vec<_> = match verdict::read(&answer.body, callback, SOME_DENY_CODE) {
-        Ok(reading) => reading.findings.iter().map(|finding| advice::advice(finding, empty)).collect(),
-        Err(Unusable::RefusedByApp { .. }) => vec![Own::ActionCode.advice()],
-        Err(Unusable::Invalid(_)) => Vec::new(),
-    };
+    let mut findings: Vec<_> =
+        match verdict::read(&answer.body, callback, SOME_DENY_CODE, CrashingFields::Pass) {
+            Ok(reading) => reading.findings.iter().map(|finding| advice::advice(finding, empty)).collect(),
+            Err(Unusable::RefusedByApp { .. }) => vec![Own::ActionCode.advice()],
+            Err(Unusable::Invalid(_)) => Vec::new(),
+        };
     if callback.wrong_type().is_some() {
         findings.push(advice::advice(Finding::FieldType, empty));
     }
