@@ -6,6 +6,8 @@
 //!   WINDOW_UPDATE for 4 KiB). Without credit the connection ends. SETTINGS that change something cost one more for each open stream:
 //!   a new window is set for each of them.
 //! - **A head that does not end.** Whether a header block is under way is known here alone, and so is its time.
+//! - **Trailers.** h2 decodes them before anybody may judge them, and keeps them until the body is read: a byte of HPACK becomes 65 bytes
+//!   of a map. OpenIM's client sends none, so few fields are allowed. More end the connection before h2 has them.
 //! - **What the decoder keeps** of the buffers that it read: see [`hpack`](super::hpack).
 
 use std::time::{Duration, Instant};
@@ -40,6 +42,10 @@ const FRAMES_AT_ONCE: usize = 2 << 10;
 /// More fields than any head may have: one that has not ended by then will be refused.
 const FIELDS_UNDER_WAY: usize = 256;
 
+/// Most fields of trailers, and most bytes of their block. In memory that is 2 KiB, of the 16 KiB that its callback counts.
+const TRAILER_FIELDS: usize = 8;
+const TRAILER_BYTES: usize = 512;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
@@ -48,6 +54,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
+const STREAM_BITS: u32 = 0x7fff_ffff;
 
 /// Why a connection may not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +63,8 @@ pub(super) enum Abuse {
     Frames,
     /// A head that has not ended has more fields than any may have.
     Fields,
+    /// Trailers that are larger than allowed.
+    Trailers,
 }
 
 impl Abuse {
@@ -64,6 +73,7 @@ impl Abuse {
         match self {
             Abuse::Frames => "more frames without a callback than a caller needs",
             Abuse::Fields => "a head with more fields than a callback has",
+            Abuse::Trailers => "trailers with more than 8 fields or 512 bytes",
         }
     }
 }
@@ -79,6 +89,9 @@ pub(super) struct Frames {
     /// Bytes of this block, and whether a frame of it has ended.
     block_bytes: usize,
     continued: bool,
+    /// The highest stream that had a head, and whether this block is not its first one.
+    highest: u32,
+    trailers: bool,
     /// Header blocks that ended.
     blocks: u64,
     pinned: Pinned,
@@ -122,6 +135,8 @@ impl Frames {
             block: None,
             block_bytes: 0,
             continued: false,
+            highest: 0,
+            trailers: false,
             blocks: 0,
             pinned: Pinned::default(),
             credit: CREDIT,
@@ -234,6 +249,14 @@ impl Frames {
         }
         self.at = match kind {
             HEADERS | CONTINUATION => {
+                if kind == HEADERS {
+                    // A stream begins with a higher number than all before it (RFC 9113, section 5.1.1): another block has trailers,
+                    // or is an error, which h2 finds after it has decoded it.
+                    let stream =
+                        u32::from_be_bytes([header[5], header[6], header[7], header[8]]) & STREAM_BITS;
+                    self.trailers = stream <= self.highest;
+                    self.highest = self.highest.max(stream);
+                }
                 if kind == HEADERS || self.block.is_none() {
                     self.block = Some(Walk::new());
                     self.block_bytes = 0;
@@ -265,6 +288,9 @@ impl Frames {
             let block = self.block.get_or_insert_with(Walk::new);
             block.over(&bytes[..taken], |least| pinned.insert(start + taken as u64, least));
             self.block_bytes += taken;
+            if self.trailers && (block.fields() > TRAILER_FIELDS || self.block_bytes > TRAILER_BYTES) {
+                return Err(Abuse::Trailers);
+            }
             (taken, before, false, padding)
         } else {
             ((left as usize).min(bytes.len()), before, false, padding.saturating_sub(bytes.len() as u32))
@@ -389,6 +415,40 @@ mod tests {
             let data = frame(DATA, flags, &vec![0; payload]);
             assert_eq!(taken(&mut frames, &data, 5000, start), most, "{payload} bytes");
         }
+    }
+
+    #[test]
+    fn trailers_have_at_most_8_fields_and_512_bytes_and_a_head_more() {
+        let start = Instant::now();
+        let text = [&b"\x00\x01a\x7f\xf7\x03"[..], &[b'x'; 502 + 128]].concat();
+        let on = |stream: u8, flags, block: &[u8]| {
+            let mut frame = frame(HEADERS, flags, block);
+            frame[8] = stream;
+            frame
+        };
+        for (block, allowed) in [
+            (&[0xbe; 8][..], true),
+            (&[0xbe; 9][..], false),
+            (&[0xbe; 2900][..], false),
+            (&text[..512], true),
+            (&text[..513], false),
+        ] {
+            let head = [0xbe; 100];
+            let mut frames = connection(start);
+            frames.read(&on(1, END_HEADERS, &head), 0, || start).expect("a head");
+            frames.read(&on(3, END_HEADERS, &head), 0, || start).expect("another one");
+            let trailers = on(1, END_HEADERS | END_STREAM, block);
+            let expected = if allowed { Ok(()) } else { Err(Abuse::Trailers) };
+            assert_eq!(frames.read(&trailers, 0, || start), expected, "{} bytes", block.len());
+            if allowed {
+                frames.read(&on(5, END_HEADERS, &head), 0, || start).expect("the next head");
+            }
+        }
+        let mut frames = connection(start);
+        frames.read(&on(1, END_HEADERS, &[0xbe]), 0, || start).expect("a head");
+        frames.read(&on(1, END_STREAM, &[0xbe; 8]), 0, || start).expect("trailers that go on");
+        let last = frame(CONTINUATION, END_HEADERS, &[0xbe]);
+        assert_eq!(frames.read(&last, 0, || start), Err(Abuse::Trailers), "over all frames");
     }
 
     #[test]
