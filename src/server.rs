@@ -26,6 +26,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
+#[cfg(any(test, fuzzing))]
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
@@ -35,8 +36,11 @@ use crate::metrics::Metrics;
 use crate::turns::{Lane, Pace, Turn, Turns};
 use crate::wire::AnswerBody;
 use answer::Outgoing;
+use caller::Caller;
 use connections::{Connections, Registered};
-use stream::{Activity, Caller, Ending, Watched};
+use incoming::Followed;
+use records::Transport;
+use stream::{Activity, Ending, Watched};
 use workers::Arrival;
 
 pub use accept::Acceptor;
@@ -46,13 +50,16 @@ pub use workers::{Inbox, Worker, Workers, worker};
 
 mod accept;
 mod answer;
+mod caller;
 mod connections;
 mod drive;
 mod frames;
 mod handshake;
 mod hpack;
+mod incoming;
 mod pressure;
 mod rarely;
+mod records;
 mod stream;
 mod workers;
 
@@ -234,7 +241,7 @@ impl<H: Handler> Server<H> {
         let connections = Connections::new(self.limits.first_request_timeout);
         let registered = connections.register(std::time::Instant::now(), None);
         let account = self.accounts.open(Identity::of(peer.ip(), None));
-        self.speak(stream, h2, (peer, account), &registered).await;
+        self.speak(records::Plain(stream), h2, (peer, account), &registered).await;
     }
 
     /// Speaks HTTP with a caller, to the end of the connection.
@@ -245,7 +252,7 @@ impl<H: Handler> Server<H> {
         (peer, account): (SocketAddr, Arc<Account>),
         registered: &Registered,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Transport,
     {
         let activity = Rc::new(Activity::new(h2));
         registered.watch(&activity);
@@ -284,13 +291,14 @@ impl<H: Handler> Server<H> {
         account: &Arc<Account>,
         activity: &Rc<Activity>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<H> {
-        let (mut head, mut body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let mut admitted = self.handler.admit(&mut head, account);
         // Before the future is polled: a read in between would find a head under way, and start its timer.
         let mut active = activity.begin();
         if admitted.is_none() {
             activity.end(Ending::NoMemory);
         }
+        let mut body = Followed::new(body, activity);
         let (handler, unwritten) = (Rc::clone(&self.handler), Rc::clone(&activity.unwritten));
         async move {
             // Without memory its connection ends now.

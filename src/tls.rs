@@ -226,6 +226,13 @@ impl Tls {
         Arc::clone(&self.current.borrow().config)
     }
 
+    /// The same, and whether it asks callers for a certificate.
+    #[must_use]
+    pub fn in_force(&self) -> (Arc<ServerConfig>, bool) {
+        let current = self.current.borrow();
+        (Arc::clone(&current.config), current.client_ca.is_some())
+    }
+
     /// The validity of the certificate that serves now.
     #[must_use]
     pub fn validity(&self) -> Validity {

@@ -1,6 +1,7 @@
 //! Answers on their way out: what they keep in memory, and since when, until their last byte is written.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
@@ -21,6 +22,19 @@ pub(super) struct Unwritten {
     free: RefCell<Vec<usize>>,
     count: Cell<usize>,
     bytes: Cell<usize>,
+    /// Where on the wire ends what TLS has encrypted and the kernel has not taken; 0 if it has all.
+    end: Cell<u64>,
+    /// Answers that are written, and whose last bytes may be there.
+    unsent: RefCell<VecDeque<Unsent>>,
+}
+
+/// An answer until so much was sent on the wire.
+#[derive(Debug)]
+struct Unsent {
+    end: u64,
+    at: usize,
+    bytes: usize,
+    _share: Option<Holding>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +79,29 @@ impl Unwritten {
         oldest
     }
 
+    /// Whether TLS has something that the kernel has not taken.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.end.get() != 0
+    }
+
+    /// So much was sent on the wire, and what TLS has ends here; `None` if it has nothing.
+    pub(super) fn sending(&self, sent: u64, end: Option<u64>) {
+        self.end.set(end.unwrap_or(0));
+        loop {
+            let mut unsent = self.unsent.borrow_mut();
+            if unsent.front().is_none_or(|first| end.is_some() && first.end > sent) {
+                break;
+            }
+            let first = unsent.pop_front().expect("looked at above");
+            self.leave(first.at, first.bytes);
+        }
+        // What no answer is known to wait in, a head say, has its time too.
+        if let Some(end) = end.filter(|_| self.unsent.borrow().is_empty()) {
+            let at = self.enter(0);
+            self.unsent.borrow_mut().push_back(Unsent { end, at, bytes: 0, _share: None });
+        }
+    }
+
     fn enter(&self, bytes: usize) -> usize {
         self.count.set(self.count.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
@@ -85,7 +122,7 @@ impl Unwritten {
     }
 }
 
-/// The body of an answer. It owns the share of memory that its callback was counted with, until hyper has written it.
+/// The body of an answer. It owns the share of memory that its callback was counted with, until the kernel has it.
 #[derive(Debug)]
 pub(super) struct Outgoing(Option<Written>);
 
@@ -95,7 +132,7 @@ pub(super) struct Written {
     entered: usize,
     at: usize,
     unwritten: Rc<Unwritten>,
-    _share: Option<Holding>,
+    share: Option<Holding>,
 }
 
 impl Outgoing {
@@ -106,7 +143,7 @@ impl Outgoing {
             return Outgoing(None);
         }
         let (entered, unwritten) = (bytes.len(), Rc::clone(unwritten));
-        Outgoing(Some(Written { at: unwritten.enter(entered), bytes, entered, unwritten, _share: share }))
+        Outgoing(Some(Written { at: unwritten.enter(entered), bytes, entered, unwritten, share }))
     }
 }
 
@@ -146,7 +183,13 @@ impl Buf for Written {
 
 impl Drop for Written {
     fn drop(&mut self) {
-        self.unwritten.leave(self.at, self.entered);
+        let Written { at, entered, unwritten, share, bytes } = self;
+        // One that was abandoned before its last byte was written has nothing to wait for.
+        if !unwritten.has_unsent() || bytes.has_remaining() {
+            return unwritten.leave(*at, *entered);
+        }
+        let unsent = Unsent { end: unwritten.end.get(), at: *at, bytes: *entered, _share: share.take() };
+        unwritten.unsent.borrow_mut().push_back(unsent);
     }
 }
 
@@ -196,6 +239,39 @@ mod tests {
         empty.bytes = Bytes::new();
         let body = Outgoing::new(empty, &unwritten);
         assert_eq!((held.bytes(), unwritten.is_empty(), body.is_end_stream()), (0, true, true));
+    }
+
+    #[tokio::test]
+    async fn an_answer_whose_end_tls_has_keeps_its_share_and_its_time_until_it_is_sent() {
+        let (held, unwritten) = (Held::new(100), Rc::new(Unwritten::default()));
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let written = |count| {
+            let mut body = Outgoing::new(answer(&held, "an answer"), &unwritten);
+            assert!(unwritten.oldest(start).is_some());
+            let mut data = body.0.take().expect("it has a body");
+            data.advance(count);
+            drop(data);
+        };
+        unwritten.sending(50, Some(100));
+        assert_eq!(
+            unwritten.oldest(later(1)),
+            Some(later(1)),
+            "what is unsent has its time without an answer"
+        );
+        written(9);
+        assert_eq!((held.bytes(), unwritten.bytes(), unwritten.oldest(later(2))), (9, 9, Some(start)));
+        unwritten.sending(99, Some(140));
+        written(9);
+        assert_eq!(held.bytes(), 18, "a byte of each is missing");
+        unwritten.sending(100, Some(150));
+        assert_eq!((held.bytes(), unwritten.bytes()), (9, 9), "the first is sent, the second is not");
+        written(8);
+        assert_eq!(held.bytes(), 9, "one that was abandoned waits for nothing");
+        unwritten.sending(120, None);
+        assert_eq!((held.bytes(), unwritten.is_empty(), unwritten.has_unsent()), (0, true, false));
+        written(9);
+        assert_eq!((held.bytes(), unwritten.is_empty()), (0, true), "the twin: the kernel has it");
     }
 
     #[test]

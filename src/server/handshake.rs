@@ -3,9 +3,9 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ServerConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -14,8 +14,9 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
+use super::caller::Caller;
 use super::drive::LAST_WORDS;
-use super::stream::Caller;
+use super::records::SEND_BUFFER_BYTES;
 use crate::log::Repeated;
 use crate::tls::{HandshakeFailure, Tls, looks_like_plain_http};
 
@@ -46,17 +47,27 @@ pub(super) async fn handshake(
     }
     let hello = LazyConfigAcceptor::new(Acceptor::default(), Caller::accepted(stream)).await;
     let mut hello = hello.map_err(|error| HandshakeFailure::of(&error))?;
-    hello.io.greeted();
     let turn = turns.acquire().await.expect("the semaphore is never closed");
     if hello.io.has_left() {
         return Err(HandshakeFailure::Closed);
     }
-    let mut rest = pin!(hello.into_stream(tls.config()));
-    let answered = poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await;
+    let (config, certificate) = tls.in_force();
+    hello.io.greeted(certificate);
+    // What a caller does not take waits as an answer that is counted, not here.
+    let limited = |session: &mut ServerConnection| session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
+    let mut rest = pin!(hello.into_stream_with(config, limited));
+    let mut poll = |cx: &mut Context<'_>| match rest.as_mut().poll(cx) {
+        Poll::Pending => rest
+            .get_ref()
+            .and_then(Caller::handshake_fault)
+            .map_or(Poll::Pending, |fault| Poll::Ready(Err(fault))),
+        done => done,
+    };
+    let answered = poll_fn(|cx| Poll::Ready(poll(cx))).await;
     drop(turn);
     let done = match answered {
         Poll::Ready(done) => done,
-        Poll::Pending => rest.await,
+        Poll::Pending => poll_fn(poll).await,
     };
     done.map_err(|error| HandshakeFailure::of(&error))
 }

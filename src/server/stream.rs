@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,23 +9,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use super::answer::Unwritten;
 use super::frames::Frames;
 use super::rarely::Gate;
+use super::records::{Barren, Transport};
 use crate::cause::Overload;
 use crate::held::{Account, Holding};
 use crate::metrics::BadHttp;
 use crate::turns::Turn;
-use crate::wire;
 
 /// What may be read of a head over HTTP/1.1 before it counts among the bytes held: one read, which may have a body behind the
 /// head.
 const FREE_HEAD_BYTES: usize = 16 << 10;
+
+/// The same behind a head, while no part of its body comes.
+const FREE_TRAILER_BYTES: usize = 8 << 10;
 
 /// In which steps the memory that a connection keeps is counted. Below the first it is part of what every connection has.
 const SHARE_STEP: usize = 16 << 10;
@@ -48,7 +48,7 @@ pub(super) struct Activity {
     pub(super) active: Cell<usize>,
     /// When the last answer ended, or the connection began.
     pub(super) quiet_since: Cell<Instant>,
-    /// Bytes read since the last request began or ended: a head under way.
+    /// Bytes read since the last request began or ended, or a part of its body came: a head or trailers under way.
     unread_head: Cell<usize>,
     /// Whether the end was announced, or is with the next answer.
     pub(super) ending: Cell<bool>,
@@ -56,7 +56,7 @@ pub(super) struct Activity {
     begun: Cell<u64>,
     /// Answers that are not written yet.
     pub(super) unwritten: Rc<Unwritten>,
-    /// Memory that a head under way and the HTTP/2 decoder keep.
+    /// Memory that a head or trailers under way and the HTTP/2 decoder keep.
     share: RefCell<Option<Holding>>,
     /// Why it is to end, set by whoever finds that out.
     verdict: Cell<Option<Ending>>,
@@ -128,6 +128,13 @@ impl Activity {
             self.share.take();
         }
         Active { activity: Rc::clone(self), answered: false }
+    }
+
+    /// A part of a body came, or its answer is done: what was read before it is in no buffer any more.
+    pub(super) fn took(&self) {
+        if self.unread_head.replace(0) >= FREE_TRAILER_BYTES && !self.h2 {
+            self.share.take();
+        }
     }
 
     /// Ends the connection, unless it ends for another reason already. Without memory it ends at once, whatever else was found.
@@ -221,7 +228,7 @@ impl Deref for Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.activity.active.set(self.activity.active.get() - 1);
-        self.activity.unread_head.set(0);
+        self.activity.took();
         self.activity.quiet_since.set(Instant::now());
         if !self.answered {
             self.activity.abandon();
@@ -229,120 +236,6 @@ impl Drop for Active {
         if let Some(driver) = self.activity.driver.take() {
             driver.wake();
         }
-    }
-}
-
-/// Most bytes of a ClientHello. Go's has 300 to 1,700; each name and each key that a caller offers adds some.
-const CLIENT_HELLO_BYTES: usize = 16 << 10;
-
-/// Most bytes from a caller for the rest of its handshake. With a client certificate that is the chain: RFC 8446 and rustls
-/// allow 64 KiB, real ones have 2 to 8. (What a caller sends early, behind its handshake, counts up to one read.)
-const REST_OF_HANDSHAKE_BYTES: usize = 64 << 10;
-
-/// A caller's socket. TLS hands it one record at a time, as a vector of one. It belongs to the runtime of one thread, and
-/// has to leave that to get to another.
-pub(super) enum Caller {
-    /// In its handshake, which may take so many more bytes.
-    Accepting(TcpStream, usize),
-    /// On its way.
-    Between(std::net::TcpStream),
-    /// At its worker.
-    Serving(TcpStream),
-    /// It could not be moved.
-    Lost,
-}
-
-impl Caller {
-    /// A socket whose ClientHello comes now.
-    pub(super) fn accepted(stream: TcpStream) -> Caller {
-        Caller::Accepting(stream, CLIENT_HELLO_BYTES)
-    }
-
-    /// The ClientHello has been read.
-    pub(super) fn greeted(&mut self) {
-        if let Caller::Accepting(_, left) = self {
-            *left = REST_OF_HANDSHAKE_BYTES;
-        }
-    }
-
-    /// Whether the caller has closed its side, and no byte of it is left to read.
-    pub(super) fn has_left(&mut self) -> bool {
-        let Ok(stream) = self.stream() else { return true };
-        // Asked of the system: it costs a microsecond, and the answer that nobody would read a hundred.
-        matches!(SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()]), Ok(0))
-    }
-
-    /// Leaves the runtime of this thread.
-    pub(super) fn leave(&mut self) -> io::Result<()> {
-        let (Caller::Accepting(stream, _) | Caller::Serving(stream)) = std::mem::replace(self, Caller::Lost)
-        else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        *self = Caller::Between(stream.into_std()?);
-        Ok(())
-    }
-
-    /// Joins the runtime of this thread.
-    pub(super) fn arrive(&mut self) -> io::Result<()> {
-        let Caller::Between(stream) = std::mem::replace(self, Caller::Lost) else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        *self = Caller::Serving(TcpStream::from_std(stream)?);
-        Ok(())
-    }
-
-    fn stream(&mut self) -> io::Result<&mut TcpStream> {
-        match self {
-            Caller::Serving(stream) | Caller::Accepting(stream, _) => Ok(stream),
-            Caller::Between(_) | Caller::Lost => Err(io::ErrorKind::NotConnected.into()),
-        }
-    }
-}
-
-impl AsyncRead for Caller {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if let Caller::Accepting(stream, left) = this {
-            if *left == 0 {
-                let long = rustls::Error::General("the handshake is too long".to_owned());
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, long)));
-            }
-            let before = buffer.filled().len();
-            let read = Pin::new(stream).poll_read(cx, buffer);
-            *left = left.saturating_sub(buffer.filled().len() - before);
-            return read;
-        }
-        Pin::new(this.stream()?).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Caller {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.get_mut().stream()?).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().stream()?).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().stream()?).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        wire::poll_write_slices(self.get_mut().stream()?, cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 }
 
@@ -360,12 +253,13 @@ pub(super) struct Watched<S> {
     /// Over HTTP/2.
     frames: Option<Box<Frames>>,
     account: Arc<Account>,
+    barren: Barren,
     /// Callbacks and bytes of answers that the frames were credited with.
     credited: u64,
     written: usize,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+impl<S: Transport> Watched<S> {
     pub(super) fn new(
         stream: S,
         activity: Rc<Activity>,
@@ -375,7 +269,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     ) -> Watched<S> {
         let frames = activity.h2.then(|| Box::new(Frames::new(activity.quiet_since.get())));
         let (timer, readable) = (None, Gate::new());
-        Watched { stream, activity, limit, timer, readable, turn, frames, account, credited: 0, written: 0 }
+        let barren = Barren::default();
+        let (credited, written) = (0, 0);
+        Watched { stream, activity, limit, timer, readable, turn, frames, account, barren, credited, written }
     }
 
     /// Reads into the buffer, or into its beginning where frames may begin.
@@ -399,6 +295,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             buffer.advance(count);
             Poll::Ready(Ok(()))
         })
+    }
+
+    /// Follows what came on the wire and the plaintext that came of it. Returns whether there may be more.
+    fn below(&mut self, plain: usize) -> io::Result<bool> {
+        let received = self.stream.received(self.barren.room());
+        let Some((work, stopped)) = self.barren.follow(received, plain) else {
+            return Err(self.activity.refuse(BadHttp::Flood, "TLS records that carry nothing"));
+        };
+        self.turn.spend(work);
+        Ok(stopped)
+    }
+
+    /// Notes what was written and is not with the kernel yet.
+    fn sending(&self) {
+        let (unwritten, unsent) = (&self.activity.unwritten, self.stream.has_unsent());
+        if unsent || unwritten.has_unsent() {
+            let (sent, end) = self.stream.sent();
+            unwritten.sending(sent, unsent.then_some(end));
+        }
     }
 
     /// Follows what was read.
@@ -437,15 +352,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         Ok(())
     }
 
-    /// Whether more may be read of a head over HTTP/1.1 that did not end in what was read so far.
+    /// Whether more may be read of a head over HTTP/1.1, or of trailers, that did not end in what was read so far.
     fn may_grow(&self) -> io::Result<()> {
         let (activity, head) = (&self.activity, self.activity.unread_head.get());
-        if activity.h2 || activity.active.get() > 0 || head < FREE_HEAD_BYTES {
+        let free = if activity.active.get() > 0 { FREE_TRAILER_BYTES } else { FREE_HEAD_BYTES };
+        if activity.h2 || head < free {
             return Ok(());
         }
         // A buffer that grows is as large again.
         let kept = activity.keep(2 * head, &self.account);
-        kept.map_err(|_| activity.refuse(BadHttp::NoMemory, "a head, and the bytes held are at --max-held"))
+        kept.map_err(|_| {
+            activity.refuse(BadHttp::NoMemory, "a head or trailers, and the bytes held are at --max-held")
+        })
     }
 
     /// Whether the caller owes us the rest of something, and how many heads it has sent before: over HTTP/1 a head that has
@@ -461,6 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     }
 
     fn wrote(&mut self, count: usize) {
+        self.sending();
         if let Some(frames) = &mut self.frames {
             self.turn.spend(count);
             self.written += count;
@@ -474,7 +393,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+impl<S: Transport> AsyncRead for Watched<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -488,13 +407,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         ready!(this.turn.poll(cx));
         this.may_grow()?;
         let before = buffer.filled().len();
-        match this.read(cx, buffer) {
+        let polled = this.read(cx, buffer);
+        let stopped = this.below(buffer.filled().len() - before)?;
+        match polled {
             Poll::Ready(Ok(())) => {
                 let read = &buffer.filled()[before..];
                 this.turn.spend(read.len());
                 return Poll::Ready(this.follow(read));
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending if stopped => {}
             Poll::Pending => this.turn.pause(),
         }
         let Some(head) = this.owes() else {
@@ -512,7 +434,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: Transport> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.turn.poll(cx));
@@ -522,7 +444,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.sending();
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,12 +1,15 @@
 //! What of a connection's life takes minutes at the command line, in milliseconds.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
+use http_body_util::BodyExt as _;
 use prometheus_client::metrics::counter::Counter;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
@@ -17,7 +20,7 @@ use crate::drain::Drain;
 use crate::held::Held;
 use crate::tls::{self, SelfSigned, Tls};
 
-/// Answers each request with so many bytes.
+/// Answers each request with so many bytes, once its body is read.
 struct Sized(usize);
 
 impl Handler for Sized {
@@ -30,10 +33,11 @@ impl Handler for Sized {
     async fn answer<B: Body<Data = Bytes>>(
         self: Rc<Self>,
         _: &mut request::Parts,
-        _: Pin<&mut B>,
+        mut body: Pin<&mut B>,
         _: SocketAddr,
         (): &mut (),
     ) -> Response<AnswerBody> {
+        while let Some(Ok(_)) = body.frame().await {}
         Response::new(AnswerBody { bytes: vec![0; self.0].into(), share: None })
     }
 }
@@ -231,4 +235,129 @@ async fn between_two_answers_of_a_caller_only_some_of_400_streams_of_another_hav
         assert!(most <= 64, "{most} streams had their turn between two answers");
     };
     timeout(Duration::from_secs(30), LocalSet::new().run_until(work)).await.expect("all are answered");
+}
+
+/// A stream below which something waits for the kernel, or not.
+struct Stuck {
+    stream: tokio::io::DuplexStream,
+    stuck: bool,
+}
+
+impl Transport for Stuck {
+    fn received(&mut self, _: usize) -> records::Received {
+        records::Received::default()
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.stuck
+    }
+
+    fn sent(&self) -> (u64, u64) {
+        (0, 1)
+    }
+}
+
+impl AsyncRead for Stuck {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Stuck {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stuck { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn server(answer_bytes: usize, limits: Limits, drain: &Drain) -> Rc<Server<Sized>> {
+    let turns = Rc::<Turns>::default();
+    let kept = Rc::clone(&turns);
+    tokio::task::spawn_local(async move { kept.keep().await });
+    Rc::new(Server {
+        handler: Rc::new(Sized(answer_bytes)),
+        limits,
+        turns,
+        accounts: Accounts::new(Held::new(1 << 20), 8),
+        metrics: Arc::new(Metrics::new(Counter::default())),
+        drain: drain.watch(),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_with_tls_and_not_with_the_kernel_is_not_taken() {
+    let work = async {
+        let (drain, _watch) = Drain::new(Instant::now());
+        for (stuck, bytes, h2) in
+            [(true, 100, false), (true, 0, false), (true, 100, true), (false, 100, false), (false, 100, true)]
+        {
+            let server = server(bytes, limits(HOUR, HOUR, Duration::from_secs(20)), &drain);
+            let (mut caller, stream) = tokio::io::duplex(1 << 16);
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+            let connections = Connections::new(HOUR);
+            let registered = connections.register(Instant::now(), None);
+            let account = server.accounts.open(Identity::of(peer.ip(), None));
+            let serving = server.speak(Stuck { stream, stuck }, h2, (peer, account), &registered);
+            let request: &[u8] = if h2 {
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x83\x87\x84"
+            } else {
+                b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"
+            };
+            caller.write_all(request).await.expect("room");
+            let begun = tokio::time::Instant::now();
+            let ended = timeout(Duration::from_secs(30), serving).await.is_ok();
+            assert_eq!(ended, stuck, "{bytes} bytes, HTTP/2 {h2}");
+            let expected = Duration::from_secs(if stuck { 20 } else { 30 });
+            assert!(begun.elapsed().abs_diff(expected) < Duration::from_millis(100), "{:?}", begun.elapsed());
+        }
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+#[tokio::test]
+async fn trailers_over_http1_count_among_the_bytes_held() {
+    let work = async {
+        let (drain, _watch) = Drain::new(Instant::now());
+        let head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n";
+        for (bytes, held, ends) in
+            [(60_000, 1 << 20, false), (60_000, 64 << 10, true), (6000, 4 << 10, false)]
+        {
+            let large = Limits { header_limit: 100 << 10, ..limits(HOUR, HOUR, HOUR) };
+            let mut server = server(100, large, &drain);
+            let held = Held::new(held);
+            Rc::get_mut(&mut server).expect("nobody has it").accounts = Accounts::new(held.clone(), 8);
+            let (mut caller, stream) = tokio::io::duplex(1 << 10);
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+            tokio::task::spawn_local(server.speak_alone(stream, false, peer));
+            let sent = async {
+                caller.write_all(head).await?;
+                caller.write_all(&[&b"a: "[..], &vec![b'x'; bytes]].concat()).await?;
+                while held.bytes() == 0 && bytes > 10_000 {
+                    tokio::task::yield_now().await;
+                }
+                let counted = held.bytes();
+                caller.write_all(b"\r\n\r\n").await?;
+                let mut answer = [0; 1024];
+                caller.read(&mut answer).await.map(|read| (counted, read))
+            };
+            let sent = timeout(Duration::from_secs(30), sent).await.expect("something comes of it");
+            assert_eq!(!sent.as_ref().is_ok_and(|(_, read)| *read > 0), ends, "{bytes}: {sent:?}");
+            if bytes > 10_000 && !ends {
+                assert!(sent.expect("an answer").0 >= 2 * 48_000, "trailers are twice in memory");
+            }
+            assert_eq!(held.bytes(), 0, "{bytes}: given back");
+        }
+    };
+    LocalSet::new().run_until(work).await;
 }

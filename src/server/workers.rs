@@ -9,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::caller::Caller;
 use super::connections::{CONNECTION_BYTES, Candidate, Heaviest};
-use super::stream::Caller;
 use crate::metrics::Counted;
 use crate::metrics::connections::ConnectionEnd;
 
