@@ -53,6 +53,7 @@ pub(crate) struct Lab {
     pauses: Pauses,
     measured: bool,
     complaints: Vec<String>,
+    peak: Option<u64>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -120,11 +121,25 @@ impl Lab {
         }
         let guard = builder.before(prepare_guard).start();
         let complaints = Vec::new();
-        Lab { guard, _app: app, cgroup, pauses: Pauses::watch(), measured, complaints, _turn: turn }
+        Lab {
+            guard,
+            _app: app,
+            cgroup,
+            pauses: Pauses::watch(),
+            measured,
+            complaints,
+            peak: None,
+            _turn: turn,
+        }
     }
 
     pub(crate) fn guard(&self) -> &Guard {
         &self.guard
+    }
+
+    /// The most bytes that the process had in the last attack.
+    pub(crate) fn peak(&self) -> Option<u64> {
+        self.peak
     }
 
     /// Something that ought to be otherwise; the test fails for it at its end.
@@ -160,6 +175,7 @@ impl Lab {
         let resident = self.resident();
         let peak = status(self.guard.pid(), "VmHWM:").max(resident);
         let peak = peak.or_else(|| self.cgroup.as_ref().and_then(Cgroup::peak));
+        self.peak = peak;
         self.recovers(attack);
         let samples = good.stop();
         let late = self.judge(attack, &samples);

@@ -18,7 +18,7 @@ mod probe;
 mod setup;
 mod toy;
 
-use attacks::{admin, bodies, connections, floods, heads, logs, policy, unread};
+use attacks::{admin, bodies, connections, floods, heads, logs, policy, records, unread};
 
 #[test]
 fn good_callers_do_not_notice_heads_that_are_small_on_the_wire_and_large_in_memory() {
@@ -63,6 +63,26 @@ fn good_callers_do_not_notice_large_requests_at_once() {
 #[test]
 fn good_callers_do_not_notice_packed_answers() {
     bodies::packed_answers().hold();
+}
+
+#[test]
+fn trailers_on_many_connections_at_once_take_no_memory_worth_the_name() {
+    records::trailers().hold();
+}
+
+#[test]
+fn a_handshake_message_that_does_not_end_takes_less_than_24_kib() {
+    records::half_messages().hold();
+}
+
+#[test]
+fn an_answer_that_tls_has_and_nobody_reads_ends_its_connection_in_time() {
+    records::unread().hold();
+}
+
+#[test]
+fn good_callers_do_not_notice_new_keys_again_and_again() {
+    records::new_keys().hold();
 }
 
 #[test]

@@ -78,11 +78,21 @@ impl Authority {
 
     /// What a caller who trusts this authority is configured with.
     pub(crate) fn trusted_by(&self, alpn: &[&str], own: Option<&Issued>) -> Arc<ClientConfig> {
+        self.trusted_with(alpn, own, rustls::ALL_VERSIONS)
+    }
+
+    /// The same, with these versions of TLS.
+    pub(crate) fn trusted_with(
+        &self,
+        alpn: &[&str],
+        own: Option<&Issued>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("an authority");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .expect("versions of the provider")
             .with_root_certificates(roots);
         let mut config = match own {

@@ -22,6 +22,7 @@ pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod lines;
 pub(crate) mod load;
+pub(crate) mod tls_records;
 
 /// Longest wait for anything that has to happen: an upper bound against hanging, never a measure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -9,6 +9,7 @@ pub(crate) mod floods;
 pub(crate) mod heads;
 pub(crate) mod logs;
 pub(crate) mod policy;
+pub(crate) mod records;
 pub(crate) mod unread;
 
 use crate::lab::Lab;
@@ -17,7 +18,7 @@ use crate::lab::Lab;
 pub(crate) type Named = (&'static str, fn() -> Lab);
 
 /// Every attack.
-pub(crate) const ALL: [Named; 38] = [
+pub(crate) const ALL: [Named; 42] = [
     ("heads::references", heads::references),
     ("heads::references_by_many", heads::references_by_many),
     ("heads::distinct_names", heads::distinct_names),
@@ -30,6 +31,10 @@ pub(crate) const ALL: [Named; 38] = [
     ("bodies::answers_at_once", bodies::answers_at_once),
     ("bodies::requests_at_once", bodies::requests_at_once),
     ("bodies::packed_answers", bodies::packed_answers),
+    ("records::trailers", records::trailers),
+    ("records::half_messages", records::half_messages),
+    ("records::unread", records::unread),
+    ("records::new_keys", records::new_keys),
     ("admin::silent", admin::silent),
     ("admin::unread", admin::unread),
     ("unread::h1", unread::h1),
