@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::records::{Received, Wire};
+use super::records::Wire;
 use crate::wire;
 
 /// Most bytes of a ClientHello. Go's has 300 to 1,700; each name and each key that a caller offers adds some.
@@ -61,7 +61,7 @@ impl Caller {
         if let Socket::Accepting(_, phase) = &mut self.socket {
             let most = if certificate { REST_WITH_CERTIFICATE_BYTES } else { REST_OF_HANDSHAKE_BYTES };
             *phase = Phase::Rest(most);
-            self.wire.received(usize::MAX);
+            self.wire.received();
         }
     }
 
@@ -98,9 +98,9 @@ impl Caller {
         Ok(())
     }
 
-    /// What was read since this was asked last. Reading goes on with so much work.
-    pub(super) fn received(&mut self, room: usize) -> Received {
-        self.wire.received(room)
+    /// What comes and goes on the wire.
+    pub(super) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
     }
 
     /// Bytes that the kernel took.
@@ -144,7 +144,7 @@ impl AsyncRead for Caller {
         if !wire.may_read() {
             if phase.is_some() {
                 // Nobody asks in a handshake: it goes on in the next pass.
-                wire.received(usize::MAX);
+                wire.received();
             }
             cx.waker().wake_by_ref();
             return Poll::Pending;

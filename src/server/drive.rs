@@ -63,8 +63,11 @@ impl<H: Handler> Server<H> {
                     ready!(pace.poll(cx));
                     connection.as_mut().poll(cx)
                 }) => {
-                    if let Err(error) = result {
-                        self.bad_http(&error, activity);
+                    match (result, activity.refused.get()) {
+                        // hyper hides an error between two requests.
+                        (_, Some((fault, text))) => self.told(fault, text),
+                        (Err(error), None) => self.bad_http(&error),
+                        (Ok(()), None) => {}
                     }
                     return;
                 }
@@ -106,10 +109,7 @@ impl<H: Handler> Server<H> {
 
     /// What ended a connection with an error: hyper answers by itself with an empty body, or not at all. It never came to the
     /// proxy, and is told here.
-    fn bad_http(&self, error: &hyper::Error, activity: &Activity) {
-        if let Some((fault, text)) = activity.refused.get() {
-            return self.told(fault, text);
-        }
+    fn bad_http(&self, error: &hyper::Error) {
         let fault = if error.is_parse() || error.is_parse_too_large() {
             BadHttp::Malformed
         } else {

@@ -99,10 +99,14 @@ impl Wire {
         }
     }
 
-    /// What came since this was asked last. Reading goes on with so much work.
-    pub(super) fn received(&mut self, room: usize) -> Received {
-        self.room = room.min(POLL_WORK);
+    /// What came since this was asked last.
+    pub(super) fn received(&mut self) -> Received {
         std::mem::take(&mut self.received)
+    }
+
+    /// How much work may be read before this is asked again.
+    fn allow(&mut self, room: usize) {
+        self.room = room.min(POLL_WORK);
     }
 
     /// What came before belongs to the handshake, but for a little of what follows.
@@ -129,9 +133,15 @@ pub(super) struct Barren {
 }
 
 impl Barren {
-    /// Follows what a poll read, and the plaintext that came of it. Returns how much work it was beside the plaintext, and whether
-    /// there may be more; or `None` if the connection is to end.
-    pub(super) fn follow(&mut self, received: Received, plain: usize) -> Option<(usize, bool)> {
+    /// Follows what a poll read, and the plaintext that came of it, and bounds the next one. Returns how much work it was beside the
+    /// plaintext, and whether there may be more; or `None` if the connection is to end.
+    pub(super) fn follow(&mut self, wire: &mut Wire, plain: usize) -> Option<(usize, bool)> {
+        let followed = self.judge(wire.received(), plain);
+        wire.allow(self.room());
+        followed
+    }
+
+    fn judge(&mut self, received: Received, plain: usize) -> Option<(usize, bool)> {
         let Received { bytes, records, stopped } = received;
         self.records = (self.records + records).saturating_sub(plain);
         self.bytes = if plain > 0 {
@@ -145,15 +155,15 @@ impl Barren {
     }
 
     /// How much work the next poll may do before this is looked at again: a little if that is suspect.
-    pub(super) fn room(&self) -> usize {
+    fn room(&self) -> usize {
         if self.records > SUSPECT_RECORDS { 0 } else { BARREN_BYTES + 1 - self.bytes.min(BARREN_BYTES) }
     }
 }
 
 /// A stream of plaintext, and what is below it.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// What came on the wire since this was asked last. The next poll does so much work.
-    fn received(&mut self, room: usize) -> Received;
+    /// What came on the wire, if TLS is below.
+    fn wire(&mut self) -> Option<&mut Wire>;
 
     /// Whether something was written that the kernel does not have yet.
     fn has_unsent(&self) -> bool;
@@ -163,8 +173,8 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin {
 }
 
 impl Transport for Box<TlsStream<Caller>> {
-    fn received(&mut self, room: usize) -> Received {
-        self.get_mut().0.received(room)
+    fn wire(&mut self) -> Option<&mut Wire> {
+        Some(self.get_mut().0.wire())
     }
 
     fn has_unsent(&self) -> bool {
@@ -189,11 +199,11 @@ mod plain {
 
     use tokio::io::ReadBuf;
 
-    use super::{AsyncRead, AsyncWrite, Plain, Received, Transport};
+    use super::{AsyncRead, AsyncWrite, Plain, Transport, Wire};
 
     impl<S: AsyncRead + AsyncWrite + Unpin> Transport for Plain<S> {
-        fn received(&mut self, _: usize) -> Received {
-            Received::default()
+        fn wire(&mut self) -> Option<&mut Wire> {
+            None
         }
 
         fn has_unsent(&self) -> bool {
@@ -261,9 +271,9 @@ mod tests {
             let mut wire = Wire::new();
             stream.chunks(piece).for_each(|piece| wire.read(piece));
             assert_eq!((wire.left, wire.header), (0, 0), "in pieces of {piece}");
-            let received = wire.received(POLL_WORK);
+            let received = wire.received();
             assert_eq!((received.bytes, received.records), (stream.len(), 7), "in pieces of {piece}");
-            assert_eq!(wire.received(POLL_WORK), Received::default(), "it was asked for");
+            assert_eq!(wire.received(), Received::default(), "it was asked for");
         }
     }
 
@@ -273,17 +283,17 @@ mod tests {
         let large = [0xff; 4096];
         let polls = (0..100).take_while(|_| wire.may_read().then(|| wire.read(&large)).is_some()).count();
         assert_eq!(polls, 5);
-        assert!(wire.received(0).stopped);
+        assert!(wire.received().stopped);
         let keys: Vec<u8> = (0..150).flat_map(|_| record(22)).collect();
         let mut wire = Wire::new();
         assert!(wire.may_read());
         wire.read(&keys);
         assert!(!wire.may_read(), "one read of small records");
-        wire.received(0);
+        wire.received();
+        wire.allow(0);
         assert_eq!((wire.may_read(), wire.read_limit()), (true, SUSPECT_READ));
         wire.read(&record(22));
         assert!(!wire.may_read(), "without room one read at a time");
-        assert!(!wire.received(POLL_WORK).stopped || wire.read_limit() == usize::MAX);
     }
 
     fn received(bytes: usize, records: usize) -> Received {
@@ -299,28 +309,28 @@ mod tests {
     #[test]
     fn records_without_plaintext_end_a_connection_after_1000_or_24_kib_and_each_byte_of_plaintext_pays_for_one()
      {
-        let updates = |barren: &mut Barren| barren.follow(received(27, 1), 0).is_some();
+        let updates = |barren: &mut Barren| barren.judge(received(27, 1), 0).is_some();
         assert_eq!(taken(5000, updates), BARREN_BYTES / 27);
         // New keys, and a byte in between: the bytes begin anew, the records add up.
         let mixed = |barren: &mut Barren| {
-            barren.follow(received(31 * 27, 31), 0).is_some() && barren.follow(received(23, 1), 1).is_some()
+            barren.judge(received(31 * 27, 31), 0).is_some() && barren.judge(received(23, 1), 1).is_some()
         };
         assert_eq!(taken(5000, mixed), 32);
-        let padded = |barren: &mut Barren| barren.follow(received(16_022, 1), 0).is_some();
+        let padded = |barren: &mut Barren| barren.judge(received(16_022, 1), 0).is_some();
         assert_eq!(taken(5000, padded), 1, "padding alone");
         // The twins.
-        let bytes = |barren: &mut Barren| barren.follow(received(23, 1), 1).is_some();
+        let bytes = |barren: &mut Barren| barren.judge(received(23, 1), 1).is_some();
         assert_eq!(taken(50_000, bytes), 50_000, "a byte in each record");
-        let padding = |barren: &mut Barren| barren.follow(received(16_022, 1), 1).is_some();
+        let padding = |barren: &mut Barren| barren.judge(received(16_022, 1), 1).is_some();
         assert_eq!(taken(5000, padding), 5000, "a byte with padding");
         let large = |barren: &mut Barren| {
             // A record of 18 KiB in pieces, read in pieces of 2 KiB.
-            (0..4).all(|_| barren.follow(received(4096, 0), 0).is_some())
-                && barren.follow(received(2053, 1), 2048).is_some()
-                && (0..7).all(|_| barren.follow(received(0, 0), 2048).is_some())
+            (0..4).all(|_| barren.judge(received(4096, 0), 0).is_some())
+                && barren.judge(received(2053, 1), 2048).is_some()
+                && (0..7).all(|_| barren.judge(received(0, 0), 2048).is_some())
         };
         assert_eq!(taken(1000, large), 1000);
-        let callbacks = |barren: &mut Barren| barren.follow(received(722, 1), 700).is_some();
+        let callbacks = |barren: &mut Barren| barren.judge(received(722, 1), 700).is_some();
         assert_eq!(taken(50_000, callbacks), 50_000);
     }
 
@@ -332,11 +342,9 @@ mod tests {
                 wire.read(&[0xff; 4096]);
                 most += 4096;
             }
-            let received = wire.received(barren.room());
-            if barren.follow(received, 0).is_none() {
+            if barren.follow(&mut wire, 0).is_none() {
                 break;
             }
-            wire.room = barren.room();
         }
         assert!(most <= BARREN_BYTES + 4096, "{most}");
     }
@@ -344,10 +352,10 @@ mod tests {
     #[test]
     fn what_costs_more_than_its_plaintext_counts_as_work() {
         let mut barren = Barren::default();
-        assert_eq!(barren.follow(received(722, 1), 700), Some((RECORD_WORK, false)));
-        assert_eq!(barren.follow(received(27, 1), 0), Some((RECORD_WORK + 27, false)));
-        assert_eq!(barren.follow(received(0, 0), 2048), Some((0, false)));
+        assert_eq!(barren.judge(received(722, 1), 700), Some((RECORD_WORK, false)));
+        assert_eq!(barren.judge(received(27, 1), 0), Some((RECORD_WORK + 27, false)));
+        assert_eq!(barren.judge(received(0, 0), 2048), Some((0, false)));
         let stopped = Received { bytes: 0, records: 0, stopped: true };
-        assert_eq!(barren.follow(stopped, 0), Some((0, true)));
+        assert_eq!(barren.judge(stopped, 0), Some((0, true)));
     }
 }

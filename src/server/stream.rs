@@ -299,8 +299,8 @@ impl<S: Transport> Watched<S> {
 
     /// Follows what came on the wire and the plaintext that came of it. Returns whether there may be more.
     fn below(&mut self, plain: usize) -> io::Result<bool> {
-        let received = self.stream.received(self.barren.room());
-        let Some((work, stopped)) = self.barren.follow(received, plain) else {
+        let Some(wire) = self.stream.wire() else { return Ok(false) };
+        let Some((work, stopped)) = self.barren.follow(wire, plain) else {
             return Err(self.activity.refuse(BadHttp::Flood, "TLS records that carry nothing"));
         };
         self.turn.spend(work);

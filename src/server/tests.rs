@@ -244,8 +244,8 @@ struct Stuck {
 }
 
 impl Transport for Stuck {
-    fn received(&mut self, _: usize) -> records::Received {
-        records::Received::default()
+    fn wire(&mut self) -> Option<&mut records::Wire> {
+        None
     }
 
     fn has_unsent(&self) -> bool {
