@@ -1,7 +1,7 @@
 //! Who calls, and how much of the process each caller has: memory, and places among the callbacks in flight.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -23,7 +23,7 @@ const REFUSALS_PART: usize = 8;
 pub enum Identity {
     /// The holder of a client certificate, by its SHA-256.
     Certificate([u8; 32]),
-    /// An address; of IPv6 the first 64 bits, which is what one host is given and may choose from.
+    /// An address, of IPv6 the whole one: a node of Kubernetes has a /64, and each of its pods one address of it.
     Address(IpAddr),
 }
 
@@ -35,13 +35,7 @@ impl Identity {
             hash.copy_from_slice(digest(&SHA256, der).as_ref());
             return Identity::Certificate(hash);
         }
-        Identity::Address(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let network = u128::from(address) >> 64 << 64;
-                IpAddr::V6(Ipv6Addr::from(network))
-            }
-            address @ IpAddr::V4(_) => address,
-        })
+        Identity::Address(address.to_canonical())
     }
 }
 

@@ -267,14 +267,18 @@ fn a_tied_body_counts_for_as_long_as_any_part_of_it_is_there() {
 }
 
 #[test]
-fn a_caller_is_its_certificate_or_else_its_address_and_over_ipv6_its_network() {
+fn a_caller_is_its_certificate_or_else_its_whole_address_over_ipv6_too() {
     let of = |text: &str| Identity::of(text.parse::<IpAddr>().expect("an address"), None);
     assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
-    assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
-    for (one, other) in
-        [("10.0.0.1", "10.0.0.2"), ("2001:db8:1:2::1", "2001:db8:1:3::1"), ("::1", "127.0.0.1")]
-    {
-        assert_ne!(of(one), of(other));
+    assert_eq!(of("2001:db8:1:2::1"), of("2001:0db8:1:2:0::1"));
+    for (one, other) in [
+        ("10.0.0.1", "10.0.0.2"),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1"),
+        // Two pods of one node.
+        ("2001:db8:1:2::a", "2001:db8:1:2::b"),
+        ("::1", "127.0.0.1"),
+    ] {
+        assert_ne!(of(one), of(other), "{one} {other}");
     }
     let with = |address: &str, der: &[u8]| Identity::of(address.parse().expect("an address"), Some(der));
     assert_eq!(with("10.0.0.1", b"certificate"), with("10.0.0.2", b"certificate"));
@@ -295,6 +299,22 @@ fn all_connections_of_a_caller_have_one_account_which_ends_with_the_last_of_what
     assert_eq!((again.bytes(), process.accounts.callers()), (10, 1));
     drop((holding, again));
     assert_eq!(process.accounts.callers(), 0);
+}
+
+#[test]
+fn callers_of_a_whole_network_share_one_bound_and_leave_no_account_behind() {
+    let process = Process::new(10_000, 8);
+    let mut all = Vec::new();
+    for number in 1..=5_000_u128 {
+        let address = IpAddr::from((0x2001_0db8_u128 << 96 | number).to_be_bytes());
+        let mut holding = process.accounts.open(Identity::of(address, None)).nothing(None);
+        fill(&mut holding, 1);
+        all.push(holding);
+        assert!(process.held.bytes() < 10_000);
+    }
+    assert_eq!(process.accounts.callers(), 5_000, "no more than have something");
+    drop(all);
+    assert_eq!((process.accounts.callers(), process.held.bytes()), (0, 0));
 }
 
 #[test]
