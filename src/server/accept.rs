@@ -22,16 +22,19 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::Limits;
 use super::connections::{Rank, log_ended};
 use super::handshake::{handshake, log_failed, turns};
 use super::pressure::Pressure;
 use super::workers::{Arrival, Workers};
+use super::{BACKLOG, Limits};
 use crate::descriptors;
 use crate::drain::{Stage, Watch};
 use crate::metrics::connections::ConnectionEnd;
 use crate::metrics::{Counted, Metrics};
 use crate::tls::{HandshakeFailure, Tls};
+
+/// Most connections that are in the kernel's queue: it holds one more than its length.
+const QUEUE: usize = BACKLOG as usize + 1;
 
 /// How long the accept loop rests after an error such as "too many open files", and before it looks again for a connection
 /// that may make room.
@@ -160,21 +163,47 @@ impl Acceptor {
                 break;
             }
         }
-        // Whoever is in the queue already has a connection, and does not know that it was not accepted. The socket itself
-        // is asked: what came since tokio last looked is not known to it.
-        let Ok(listener) = listener.into_std() else { return Ok(()) };
-        while let Ok((stream, peer)) = listener.accept() {
-            let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else {
-                continue;
-            };
-            self.begin(&begun, &turns, stream, peer, None, self.metrics.connection());
-        }
+        self.take_the_queue(listener, &begun, &turns).await;
         Ok(())
     }
 
+    /// Accepts what is in the kernel's queue, and closes the listener. Whoever is there already has a connection, and does not know that
+    /// it was not accepted.
+    ///
+    /// While this runs others still come, and would keep it busy for ever: no more are accepted than the queue has room for. The other
+    /// bounds hold as before: what has no place, or comes while memory is short, is closed with the listener.
+    async fn take_the_queue(
+        self: &Rc<Self>,
+        listener: TcpListener,
+        begun: &Rc<Begun>,
+        turns: &Rc<Semaphore>,
+    ) {
+        // The socket itself is asked: what came since tokio last looked is not known to it.
+        let Ok(listener) = listener.into_std() else { return };
+        for _ in 0..QUEUE {
+            if self.pressure.is_high() {
+                return;
+            }
+            let Ok((stream, peer)) = listener.accept() else { return };
+            let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) else {
+                continue;
+            };
+            let counted = self.metrics.connection();
+            let mut permit = Arc::clone(&begun.permits).try_acquire_owned();
+            if permit.is_err() {
+                self.make_room(begun, ConnectionEnd::Limit).await;
+                permit = Arc::clone(&begun.permits).try_acquire_owned();
+            }
+            let Ok(permit) = permit else { return };
+            self.begin(begun, turns, stream, peer, Some(permit), counted);
+            // Handshakes go on meanwhile.
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// A place among `--max-connections`, once memory allows. If all are taken, an idle connection gives up its own; while all
-    /// have a request in hand the new one waits. `None` once the listener closes: whoever came before that is served
-    /// without a place.
+    /// have a request in hand the new one waits. `None` once the listener closes: the one that waits then is served without a
+    /// place.
     async fn permit<C: Future<Output = ()>>(
         &self,
         begun: &Begun,

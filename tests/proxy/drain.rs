@@ -1,6 +1,10 @@
 //! The end of a pod, and the age of a connection: callers are told to go elsewhere, and nothing accepted is lost.
 
+use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -323,6 +327,51 @@ async fn idle_connections_do_not_hold_up_the_end_beyond_the_timeout() {
     assert_eq!(guard.wait_exit(), 0);
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     drop(silent);
+}
+
+/// Connects as fast as it can, and keeps the last 400 connections, until it is stopped.
+fn connecting(to: std::net::SocketAddr, stopped: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut open = VecDeque::new();
+        while !stopped.load(Ordering::Relaxed) {
+            if let Ok(stream) = std::net::TcpStream::connect_timeout(&to, Duration::from_millis(20)) {
+                open.push_back(stream);
+            }
+            if open.len() > 400 {
+                open.pop_front();
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn those_that_go_on_connecting_keep_the_listener_open_no_longer_and_get_no_more_places() {
+    const PLACES: f64 = 50.0;
+    let guard = Guard::with("").flag("--max-connections", PLACES.to_string());
+    let guard = guard.flag("--drain-delay", "300ms").flag("--drain-timeout", "5s").start();
+    let stop = Arc::<AtomicBool>::default();
+    let flood: Vec<_> = (0..2).map(|_| connecting(guard.listen(), Arc::clone(&stop))).collect();
+    guard.wait_for_metric("callback_guard_connections", PLACES).await;
+    let begun = Instant::now();
+    guard.terminate();
+    guard.wait_for_log(|line| line.contains("\"Ending\""));
+    let mut most = 0.0_f64;
+    let closed = loop {
+        most = most.max(guard.metric("callback_guard_connections"));
+        if std::net::TcpStream::connect(guard.listen())
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        {
+            break begun.elapsed();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "it listens");
+    };
+    most = most.max(guard.metric("callback_guard_connections"));
+    stop.store(true, Ordering::Relaxed);
+    flood.into_iter().for_each(|flood| flood.join().expect("no panic"));
+    assert!(closed >= Duration::from_millis(300), "{closed:?}");
+    // One more waits for a place when the listener closes, one in the queue that gets none is about to be closed.
+    assert!(most <= PLACES + 2.0, "{most} connections");
+    assert_eq!(guard.wait_exit(), 0);
 }
 
 #[tokio::test]
