@@ -3,14 +3,15 @@
 //! kubelet's probes come through the same door as everybody else. If they had to wait until others left, a crowd of silent
 //! sockets would fail them, and kubelet would kill a healthy container. So nobody waits: at the limit the address with the most
 //! connections loses one. It is the oldest without a request in hand, if there is one in the oldest quarter, else the oldest.
-//! The younger ones are left alone: a probe sends its request with its connection, and is gone before it is old.
+//! The younger ones are left alone: a probe sends its request with its connection, and is gone before it is old. If no address has
+//! many, as when each connection has an address of its own, any connection that is not young goes before those that are.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -51,6 +52,10 @@ const STAY_PER_PLACE: Duration = Duration::from_micros(100);
 
 /// The most that [`STAY_PER_PLACE`] adds up to: no probe waits longer for the port to accept it.
 const LONGEST_STAY: Duration = Duration::from_millis(100);
+
+/// The part of the connections, one in so many, beyond which an address has many. With [`STAY_PER_PLACE`] some 1,000 new connections are
+/// accepted a second whatever addresses they have: one of an address is waited for only if three quarters of so many came after it.
+const MANY: usize = 8;
 
 /// How long a further request of a connection waits. Probes send one, scrapers and people one in seconds; a connection that
 /// sends thousands at once must not cost more than the connection of a probe.
@@ -125,9 +130,26 @@ struct Crowd {
     metrics: AdminMetrics,
 }
 
-/// Connections by the address of their peer and then by their number, the oldest first.
+/// Connections by the network of their peer and then by their number, the oldest first.
 #[derive(Default)]
 struct Members(BTreeMap<IpAddr, BTreeMap<u64, Member>>);
+
+/// Whose connections are counted together: those of an address, of IPv6 the first 64 bits, as one host may have them all.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// The connection that makes room for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Dispensable {
+    address: IpAddr,
+    number: u64,
+    /// How long it may stay before that.
+    rest: Duration,
+}
 
 struct Member {
     progress: Rc<Progress>,
@@ -149,15 +171,25 @@ impl Members {
         removed
     }
 
-    /// Which connection makes room for another.
-    fn dispensable(&self) -> Option<(IpAddr, u64)> {
+    /// Which connection makes room for another, if so many are allowed.
+    fn dispensable(&self, limit: usize, now: Instant) -> Option<Dispensable> {
+        let stay = STAY_PER_PLACE * u32::try_from(limit).unwrap_or(u32::MAX);
+        let stay = stay.min(LONGEST_STAY);
+        let rest = |member: &Member| stay.saturating_sub(now.saturating_duration_since(member.since));
+        let many = (limit / MANY).max(1);
         let candidates = self.0.iter().filter_map(|(address, members)| {
-            let mut oldest = members.iter().take(members.len().div_ceil(4));
-            let idle = oldest.find(|(_, member)| !member.progress.in_hand.get());
-            let (number, _) = idle.or_else(|| members.iter().next())?;
-            Some((members.len(), idle.is_some(), Reverse(*number), *address))
+            let count = members.len();
+            let crowd = if count > many { count } else { 0 };
+            let mut oldest = members.iter().take(count.div_ceil(4));
+            // Of a crowd one that is in the oldest quarter is soon not young any more: many came after it.
+            let may_go = |member: &Member| crowd > 0 || rest(member).is_zero();
+            let idle = oldest.find(|(_, member)| !member.progress.in_hand.get() && may_go(member));
+            let (number, member) = idle.or_else(|| members.iter().next())?;
+            let (number, rest) = (*number, rest(member));
+            let order = (crowd, rest.is_zero(), count, idle.is_some(), Reverse(number));
+            Some((order, Dispensable { address: *address, number, rest }))
         });
-        candidates.max().map(|(_, _, Reverse(number), address)| (address, number))
+        candidates.max_by_key(|(order, _)| *order).map(|(_, found)| found)
     }
 }
 
@@ -176,11 +208,7 @@ impl Crowd {
         if members.len() < limit {
             return None;
         }
-        let (address, number) = members.dispensable()?;
-        let since = members.0.get(&address)?.get(&number)?.since;
-        let stay = STAY_PER_PLACE * u32::try_from(limit).unwrap_or(u32::MAX);
-        let rest = stay.min(LONGEST_STAY).saturating_sub(now.saturating_duration_since(since));
-        Some(rest).filter(|rest| !rest.is_zero())
+        members.dispensable(limit, now).map(|found| found.rest).filter(|rest| !rest.is_zero())
     }
 
     /// Closes connections until there are fewer than this; says whether it closed any.
@@ -188,7 +216,8 @@ impl Crowd {
         let mut members = self.members.borrow_mut();
         let mut closed = false;
         while members.len() >= limit.max(1) {
-            let Some((address, number)) = members.dispensable() else { break };
+            let found = members.dispensable(limit, Instant::now());
+            let Some(Dispensable { address, number, .. }) = found else { break };
             let Some(member) = members.remove(address, number) else { break };
             member.task.abort();
             self.closed(reason);
@@ -200,7 +229,7 @@ impl Crowd {
     /// Serves a connection in a task of its own.
     fn admit(self: &Rc<Self>, stream: TcpStream, ends: Ends, answering: &Rc<Answering>) {
         let number = self.next.replace(self.next.get() + 1);
-        let address = ends.peer.ip().to_canonical();
+        let address = network(ends.peer.ip());
         let progress = Rc::new(Progress::default());
         let (crowd, answering, own) = (Rc::clone(self), Rc::clone(answering), Rc::clone(&progress));
         let task = tokio::task::spawn_local(async move {
@@ -324,21 +353,25 @@ impl hyper::rt::Write for Watched {
 mod tests {
     use super::*;
 
-    /// Connections as (number, last part of the address, whether a request is in hand).
-    fn dispensable(connections: impl IntoIterator<Item = (u64, u8, bool)>) -> Option<u64> {
+    fn members(connections: impl IntoIterator<Item = (u64, IpAddr, bool)>, since: Instant) -> Members {
         let mut members = Members::default();
         for (number, address, in_hand) in connections {
             let progress = Rc::new(Progress::default());
             progress.in_hand.set(in_hand);
             let task = tokio::spawn(async {}).abort_handle();
-            let address = IpAddr::from([10, 0, 0, address]);
-            members
-                .0
-                .entry(address)
-                .or_default()
-                .insert(number, Member { progress, task, since: Instant::now() });
+            members.0.entry(address).or_default().insert(number, Member { progress, task, since });
         }
-        members.dispensable().map(|(_, number)| number)
+        members
+    }
+
+    /// Connections as (number, last part of the address, whether a request is in hand), none of them young.
+    fn dispensable(connections: impl IntoIterator<Item = (u64, u8, bool)>) -> Option<u64> {
+        let of_address = |(number, address, in_hand)| (number, IpAddr::from([10, 0, 0, address]), in_hand);
+        let since = Instant::now();
+        let members = members(connections.into_iter().map(of_address), since);
+        let found = members.dispensable(members.len(), since + LONGEST_STAY);
+        assert!(found.is_none_or(|found| found.rest.is_zero()));
+        found.map(|found| found.number)
     }
 
     #[tokio::test]
@@ -388,5 +421,56 @@ mod tests {
         assert_eq!(at(251, 0), None, "the twin: there is room");
         assert_eq!(at(10, 0), Some(Duration::from_millis(1)), "few places go round faster");
         assert_eq!(at(10, 1), None);
+    }
+    /// Connections that each have an address of their own, from this number on.
+    fn each_from_elsewhere(
+        numbers: std::ops::Range<u16>,
+        in_hand: bool,
+    ) -> impl Iterator<Item = (u64, IpAddr, bool)> {
+        numbers.map(move |number| {
+            let [high, low] = number.to_be_bytes();
+            (number.into(), IpAddr::from([10, 0, high, low]), in_hand)
+        })
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_is_no_more_idle_than_others_that_each_have_an_address_of_their_own() {
+        const STAY: Duration = Duration::from_millis(25);
+        let begun = Instant::now();
+        let later = begun + Duration::from_secs(1);
+        let mut crowd = members(each_from_elsewhere(0..249, true), begun);
+        crowd.0.append(&mut members(each_from_elsewhere(249..250, false), later).0);
+        let found = |crowd: &Members, now| {
+            let found = crowd.dispensable(250, now).expect("250 connections");
+            (found.number, found.rest)
+        };
+        assert_eq!(found(&crowd, later), (0, Duration::ZERO), "nobody waits for the newcomer to grow old");
+        assert_eq!(found(&crowd, later + STAY), (249, Duration::ZERO), "the twin: it had its time");
+        // Two of one address are not many.
+        crowd.0.append(&mut members([(250, IpAddr::from([10, 0, 0, 249]), false)], later).0);
+        assert_eq!(found(&crowd, later), (0, Duration::ZERO));
+        let young = members(each_from_elsewhere(0..250, true), later);
+        assert_eq!(found(&young, later), (0, STAY), "the oldest, if all are young");
+    }
+
+    #[tokio::test]
+    async fn many_connections_of_an_address_make_room_before_an_old_one_of_another() {
+        let begun = Instant::now();
+        let later = begun + Duration::from_secs(1);
+        let one = |count: u64| (100..100 + count).map(|number| (number, IpAddr::from([10, 9, 9, 9]), false));
+        for (count, expected) in [(32, 100), (31, 0)] {
+            let mut crowd = members(each_from_elsewhere(0..100, false), begun);
+            crowd.0.append(&mut members(one(count), later).0);
+            assert_eq!(crowd.dispensable(250, later).expect("some").number, expected, "{count}");
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_an_ipv6_host_count_together() {
+        let of = |text: &str| network(text.parse().expect("an address"));
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,13 +26,22 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A TCP connection, with a receive buffer of this many bytes if one is given.
 pub(crate) async fn tcp(address: SocketAddr, receive_buffer: Option<u32>) -> io::Result<TcpStream> {
+    tcp_from(Ipv4Addr::new(127, 0, 0, 2), address, receive_buffer).await
+}
+
+/// The same from another address of this machine: all of 127.0.0.0/8 is.
+pub(crate) async fn tcp_from(
+    source: Ipv4Addr,
+    address: SocketAddr,
+    receive_buffer: Option<u32>,
+) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     if let Some(bytes) = receive_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
     // The port is chosen when it connects: more than 28,000 of them are one by one in use.
     let _ = socket2::SockRef::from(&socket).set_reuse_address(true);
-    socket.bind("127.0.0.2:0".parse().expect("an address"))?;
+    socket.bind((source, 0).into())?;
     let stream = in_time(socket.connect(address)).await?;
     stream.set_nodelay(true)?;
     Ok(stream)

@@ -96,6 +96,11 @@ fn probes_are_answered_beside_sockets_that_read_nothing() {
 }
 
 #[test]
+fn probes_are_answered_beside_sockets_from_everywhere() {
+    admin::from_everywhere().hold();
+}
+
+#[test]
 fn answers_that_nobody_reads_over_http1_take_no_room_from_others() {
     unread::h1().hold();
 }

@@ -1,12 +1,13 @@
 //! The admin port: kubelet's probes are answered in front of any crowd.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::attacker::{open_or_closed, tcp};
+use crate::attacker::{open_or_closed, tcp, tcp_from};
 use crate::good::KEPT;
 use crate::lab::{Lab, Target, millis};
 use crate::probe::{PROBE_TIMEOUT, page};
@@ -55,7 +56,7 @@ fn crowd(name: &'static str, seconds: u64, lab: &mut Lab, work: impl AsyncFnOnce
 pub(crate) fn silent() -> Lab {
     let mut lab = Lab::start(Setup::new());
     crowd("admin port: 1,000 silent sockets, up to 5,000 new ones a second", 5, &mut lab, async |target| {
-        let mut open = std::collections::VecDeque::<TcpStream>::new();
+        let mut open = VecDeque::<TcpStream>::new();
         let (begun, mut opened) = (Instant::now(), 0_u64);
         while Instant::now() < target.until {
             // At its limit the port may take its time; the attacker does not wait for it.
@@ -100,5 +101,41 @@ pub(crate) fn unread() -> Lab {
         crate::attacker::rest(&target).await;
         open_or_closed(&open).to_string()
     });
+    lab
+}
+
+/// The same from everywhere: each socket has an address of its own, and new ones come all the time.
+pub(crate) fn from_everywhere() -> Lab {
+    let mut lab = Lab::start(Setup::new());
+    crowd(
+        "admin port: 1,000 new sockets a second that read no answer, each from its own address",
+        5,
+        &mut lab,
+        async |target| {
+            let requests = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50);
+            let mut open = VecDeque::new();
+            let (begun, mut opened) = (Instant::now(), 0_u32);
+            while Instant::now() < target.until {
+                let [_, high, middle, low] = opened.to_be_bytes();
+                opened += 1;
+                let source = Ipv4Addr::new(127, 20 + high, middle, low);
+                let connect = tcp_from(source, target.admin, Some(2048));
+                // In a full queue it is lost for a second.
+                if let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(20), connect).await {
+                    let _ = stream.try_write(&requests);
+                    open.push_back(stream);
+                }
+                if open.len() > 4_000 {
+                    open.pop_front();
+                }
+                let due = begun + Duration::from_millis(opened.into());
+                if due > Instant::now() {
+                    tokio::time::sleep_until(due.into()).await;
+                }
+            }
+            let wanted = opened / u32::try_from(begun.elapsed().as_secs().max(1)).unwrap_or(1);
+            format!("{} of {opened} opened, {wanted} a second", open.len())
+        },
+    );
     lab
 }

@@ -18,7 +18,7 @@ use crate::lab::Lab;
 pub(crate) type Named = (&'static str, fn() -> Lab);
 
 /// Every attack.
-pub(crate) const ALL: [Named; 42] = [
+pub(crate) const ALL: [Named; 43] = [
     ("heads::references", heads::references),
     ("heads::references_by_many", heads::references_by_many),
     ("heads::distinct_names", heads::distinct_names),
@@ -37,6 +37,7 @@ pub(crate) const ALL: [Named; 42] = [
     ("records::new_keys", records::new_keys),
     ("admin::silent", admin::silent),
     ("admin::unread", admin::unread),
+    ("admin::from_everywhere", admin::from_everywhere),
     ("unread::h1", unread::h1),
     ("unread::h2_large", unread::h2_large),
     ("unread::h2_small", unread::h2_small),
