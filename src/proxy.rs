@@ -19,9 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use http::{Method, Request, Response, Version, header, request};
-use hyper::body::Body;
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -47,7 +45,7 @@ use crate::turns::Turns;
 use crate::upstream::outcome::{Failure, Outcome, Received};
 use crate::upstream::{Address, Patience, Reuse, Upstream};
 use crate::verdict::{Findings, Verdict};
-use crate::wire::{self, AnswerBody, ReadFault};
+use crate::wire::{self, AnswerBody, CallerBody, ReadFault};
 use admit::{Admitted, NotAdmitted};
 use large::Large;
 use waiting::Waiting;
@@ -182,7 +180,7 @@ impl Handler for Proxy {
         admitted: &mut Admitted,
     ) -> Response<AnswerBody>
     where
-        B: Body<Data = Bytes>,
+        B: CallerBody,
     {
         let started = Instant::now();
         let bodiless = head.method == Method::HEAD;
@@ -226,7 +224,7 @@ impl Proxy {
     }
 
     /// `accepted` has the callback once it is one.
-    async fn reply<B: Body<Data = Bytes>>(
+    async fn reply<B: CallerBody>(
         &self,
         Arrived { head, mut body, admitted }: Arrived<'_, B>,
         peer: SocketAddr,
@@ -264,6 +262,7 @@ impl Proxy {
         if read.is_err() {
             // What came of it was dropped.
             share.shrink_to(before);
+            body.keeps(0);
         }
         let bytes = match read {
             Ok(bytes) => bytes,
@@ -322,7 +321,7 @@ impl Proxy {
         }
     }
 
-    async fn discard<B: Body<Data = Bytes>>(&self, body: Pin<&mut B>, until: Instant) {
+    async fn discard<B: CallerBody>(&self, body: Pin<&mut B>, until: Instant) {
         let mut drain = self.drain.clone();
         tokio::select! {
             () = wire::discard(body, until) => {}

@@ -18,10 +18,9 @@ use std::sync::Arc;
 use std::task::ready;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, request};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -34,11 +33,11 @@ use crate::drain::Watch;
 use crate::held::{Account, Accounts, Identity};
 use crate::metrics::Metrics;
 use crate::turns::{Lane, Pace, Turn, Turns};
-use crate::wire::AnswerBody;
+use crate::wire::{AnswerBody, CallerBody};
 use answer::Outgoing;
+use body::Counted;
 use caller::Caller;
 use connections::{Connections, Registered};
-use incoming::Followed;
 use records::Transport;
 use stream::{Activity, Ending, Watched};
 use workers::Arrival;
@@ -50,13 +49,13 @@ pub use workers::{Inbox, Worker, Workers, worker};
 
 mod accept;
 mod answer;
+mod body;
 mod caller;
 mod connections;
 mod drive;
 mod frames;
 mod handshake;
 mod hpack;
-mod incoming;
 mod pressure;
 mod rarely;
 mod records;
@@ -164,7 +163,7 @@ pub trait Handler: 'static {
     /// Answers one request of this peer, whatever server it came through. Dropping the future is how a caller that hangs
     /// up cancels what it asked. The request stays with the server, and is taken from as needed: a future has room of its own for
     /// each value that it is handed, and this one is moved before its first poll.
-    fn answer<B: Body<Data = Bytes>>(
+    fn answer<B: CallerBody>(
         self: Rc<Self>,
         head: &mut request::Parts,
         body: Pin<&mut B>,
@@ -291,18 +290,18 @@ impl<H: Handler> Server<H> {
         account: &Arc<Account>,
         activity: &Rc<Activity>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<H> {
-        let (mut head, body) = request.into_parts();
+        let (mut head, mut body) = request.into_parts();
         let mut admitted = self.handler.admit(&mut head, account);
         // Before the future is polled: a read in between would find a head under way, and start its timer.
         let mut active = activity.begin();
         if admitted.is_none() {
             activity.end(Ending::NoMemory);
         }
-        let mut body = Followed::new(body, activity);
         let (handler, unwritten) = (Rc::clone(&self.handler), Rc::clone(&activity.unwritten));
         async move {
             // Without memory its connection ends now.
             let Some(admitted) = &mut admitted else { return std::future::pending().await };
+            let mut body = Counted::new(&mut body, &active);
             let response = handler.answer(&mut head, Pin::new(&mut body), peer, admitted).await;
             active.answered();
             let mut response = response.map(|answer| Outgoing::new(answer, &unwritten));

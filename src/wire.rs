@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version, header, request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame};
@@ -31,9 +31,6 @@ static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const DISCARD_BYTES: usize = 64 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
-/// Most room that is made for a body before it comes.
-const FIRST_ROOM: usize = 256 << 10;
-
 /// Why a body is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadFault {
@@ -49,42 +46,94 @@ pub enum ReadFault {
     Ending,
 }
 
+/// A body that a caller sends. Whoever reads it says how much of it is kept.
+pub trait CallerBody: Body<Data = Bytes> {
+    /// Bytes that are kept of it, until its callback is answered. Of a small body nothing is said.
+    fn keeps(&self, bytes: usize);
+}
+
 /// Reads a body whole: at most `limit` bytes. What does not fit is not read on here; see [`discard`].
 /// `share` grows with it.
 pub async fn read<B>(mut body: Pin<&mut B>, limit: usize, share: &mut Holding) -> Result<Bytes, ReadFault>
 where
-    B: Body<Data = Bytes>,
+    B: CallerBody,
 {
     let before = share.bytes();
-    let mut count = |bytes: usize| share.grow_with_body(before, bytes).map_err(ReadFault::Full);
-    // What is announced counts only once it is there: an announcement costs its caller nothing.
+    let mut count = |bytes: usize| share.grow_with_body(before, bytes);
     let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(ReadFault::TooLarge);
     }
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
+    let mut come = Come { first: Bytes::new(), rest: Vec::new(), most: announced.unwrap_or(limit) };
     while let Some(frame) = body.as_mut().frame().await {
         let Ok(frame) = frame.map(Frame::into_data) else { return Err(ReadFault::Cut) };
         let Ok(data) = frame else { continue }; // trailers
-        if first.len() + rest.len() + data.len() > limit {
+        if come.len() + data.len() > limit {
             return Err(ReadFault::TooLarge);
         }
-        if first.is_empty() && rest.is_empty() {
-            // Nearly every body comes in one piece: it is kept as it is.
-            count(data.len())?;
-            first = data;
-            continue;
+        come.add(data, &mut count).map_err(ReadFault::Full)?;
+        if come.room() > FREE_BODY_BYTES {
+            body.keeps(come.room());
         }
-        if rest.is_empty() {
-            rest.reserve(announced.unwrap_or(0).min(FIRST_ROOM).max(first.len() + data.len()));
-            rest.extend_from_slice(&first);
-            first = Bytes::new();
-        }
-        rest.extend_from_slice(&data);
-        count(rest.len())?;
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(come.whole())
+}
+
+/// What has come of a body.
+struct Come {
+    /// The first piece, as long as it is all.
+    first: Bytes,
+    /// All pieces, once there are two.
+    rest: Vec<u8>,
+    /// Most bytes that the body may have.
+    most: usize,
+}
+
+impl Come {
+    fn len(&self) -> usize {
+        self.first.len() + self.rest.len()
+    }
+
+    fn room(&self) -> usize {
+        self.first.len() + self.rest.capacity()
+    }
+
+    /// Adds a piece. Room counts before it is made, and grows with what has come: an announcement costs its caller nothing.
+    fn add(
+        &mut self,
+        data: Bytes,
+        mut count: impl FnMut(usize) -> Result<(), Overload>,
+    ) -> Result<(), Overload> {
+        let there = self.len() + data.len();
+        if data.is_empty() {
+            return Ok(());
+        }
+        if there == data.len() {
+            // Nearly every body comes in one piece: it is kept as it is.
+            count(there)?;
+            self.first = data;
+            return Ok(());
+        }
+        if there > self.rest.capacity() {
+            let room = room(there, self.most);
+            count(room)?;
+            self.rest.reserve_exact(room - self.rest.len());
+        }
+        self.rest.extend_from_slice(&self.first);
+        self.rest.extend_from_slice(&data);
+        self.first = Bytes::new();
+        Ok(())
+    }
+
+    fn whole(self) -> Bytes {
+        if self.rest.is_empty() { self.first } else { self.rest.into() }
+    }
+}
+
+/// Room for a body of which so many bytes have come, in bytes: twice as much, so that few pieces move it, and no more than it has at
+/// most.
+pub fn room(there: usize, most: usize) -> usize {
+    (2 * there).min(most).max(there)
 }
 
 /// Reads a body that nobody wants to its end, within bounds, and not beyond `until`: the answer waits for it.
@@ -443,5 +492,44 @@ mod tests {
         let mut long = Vec::new();
         decimal(&mut long, u64::MAX);
         assert_eq!(long, u64::MAX.to_string().into_bytes());
+    }
+
+    /// Adds pieces of so many bytes to a body of at most `most`: what had counted and the room there was after each.
+    fn added(pieces: &[usize], most: usize) -> Vec<(usize, usize)> {
+        let mut come = Come { first: Bytes::new(), rest: Vec::new(), most };
+        let mut counted = 0;
+        let mut after = Vec::new();
+        for piece in pieces {
+            let count = |bytes| {
+                assert!(bytes >= counted, "a share never shrinks");
+                counted = bytes;
+                Ok(())
+            };
+            come.add(Bytes::from(vec![b'x'; *piece]), count).expect("room");
+            after.push((counted, come.room()));
+        }
+        assert_eq!(come.whole().len(), pieces.iter().sum::<usize>());
+        after
+    }
+
+    #[test]
+    fn room_for_a_body_is_counted_and_grows_with_what_has_come_not_with_what_was_announced() {
+        let announced = 127 << 10;
+        assert_eq!(added(&[300, 300], announced), [(300, 300), (1200, 1200)]);
+        assert_eq!(added(&[300, 0, 300, 300, 400], announced)[4], (2600, 2600));
+        assert_eq!(added(&[700, 100], 1000)[1], (1000, 1000), "no more than was announced");
+        let whole = vec![1 << 10; 127];
+        for (counted, room) in added(&whole, announced).into_iter().chain(added(&whole, 2 << 20)) {
+            assert_eq!(counted, room);
+        }
+        assert_eq!(added(&whole, announced)[126], (announced, announced));
+    }
+
+    #[test]
+    fn without_room_a_body_does_not_grow() {
+        let mut come = Come { first: Bytes::from_static(b"12345"), rest: Vec::new(), most: 100 };
+        let full = Overload::Held(crate::cause::Exhausted::Process);
+        assert_eq!(come.add(Bytes::from_static(b"67890"), |_| Err(full)), Err(full));
+        assert_eq!((come.len(), come.rest.capacity()), (5, 0));
     }
 }

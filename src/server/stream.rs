@@ -56,6 +56,8 @@ pub(super) struct Activity {
     begun: Cell<u64>,
     /// Answers that are not written yet.
     pub(super) unwritten: Rc<Unwritten>,
+    /// Bytes of larger bodies that callbacks in hand have.
+    bodies: Cell<usize>,
     /// Memory that a head or trailers under way and the HTTP/2 decoder keep.
     share: RefCell<Option<Holding>>,
     /// Why it is to end, set by whoever finds that out.
@@ -99,6 +101,7 @@ impl Activity {
             ending: Cell::new(false),
             begun: Cell::new(0),
             unwritten: Rc::default(),
+            bodies: Cell::new(0),
             share: RefCell::default(),
             verdict: Cell::new(None),
             refused: Cell::new(None),
@@ -113,10 +116,10 @@ impl Activity {
         self.begun.get() > 0
     }
 
-    /// Bytes of memory that it keeps from others: answers that wait to be taken, a head under way, and the buffers that the HTTP/2
-    /// decoder's table keeps.
+    /// Bytes of memory that it keeps from others: larger bodies of callbacks in hand, answers that wait to be taken, a head under way, and
+    /// the buffers that the HTTP/2 decoder's table keeps.
     pub(super) fn kept_bytes(&self) -> usize {
-        self.unwritten.bytes() + self.share.borrow().as_ref().map_or(0, Holding::bytes)
+        self.bodies.get() + self.unwritten.bytes() + self.share.borrow().as_ref().map_or(0, Holding::bytes)
     }
 
     pub(super) fn begin(self: &Rc<Self>) -> Active {
@@ -127,7 +130,7 @@ impl Activity {
             // The callback counts its head itself.
             self.share.take();
         }
-        Active { activity: Rc::clone(self), answered: false }
+        Active { activity: Rc::clone(self), answered: false, body: Cell::new(0) }
     }
 
     /// A part of a body came, or its answer is done: what was read before it is in no buffer any more.
@@ -208,9 +211,17 @@ impl Activity {
 pub(super) struct Active {
     activity: Rc<Activity>,
     answered: bool,
+    /// Bytes of its body, if that is larger.
+    body: Cell<usize>,
 }
 
 impl Active {
+    /// So many bytes of its body are kept.
+    pub(super) fn keeps(&self, bytes: usize) {
+        let bodies = &self.activity.bodies;
+        bodies.set(bodies.get() - self.body.replace(bytes) + bytes);
+    }
+
     /// Its answer is there.
     pub(super) fn answered(&mut self) {
         self.answered = true;
@@ -228,6 +239,7 @@ impl Deref for Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.activity.active.set(self.activity.active.get() - 1);
+        self.activity.bodies.set(self.activity.bodies.get() - self.body.get());
         self.activity.took();
         self.activity.quiet_since.set(Instant::now());
         if !self.answered {

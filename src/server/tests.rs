@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use prometheus_client::metrics::counter::Counter;
 use rustls::pki_types::pem::PemObject as _;
@@ -30,7 +31,7 @@ impl Handler for Sized {
         Some(())
     }
 
-    async fn answer<B: Body<Data = Bytes>>(
+    async fn answer<B: CallerBody>(
         self: Rc<Self>,
         _: &mut request::Parts,
         mut body: Pin<&mut B>,
@@ -183,7 +184,7 @@ impl Handler for Noting {
         Some(())
     }
 
-    async fn answer<B: Body<Data = Bytes>>(
+    async fn answer<B: CallerBody>(
         self: Rc<Self>,
         _: &mut request::Parts,
         _: Pin<&mut B>,

@@ -104,13 +104,13 @@ fn body(head: &Head, rest: &[u8], piece: usize) -> Option<Bytes> {
 
 /// What a body in chunks comes to when its bytes arrive in pieces of this size, and how many bytes are behind it.
 fn chunked(bytes: &[u8], piece: usize) -> Result<Option<(Vec<u8>, usize)>, ()> {
-    let (mut chunks, mut buffer, mut body) = (Chunks::Size, BytesMut::new(), BytesMut::new());
+    let (mut chunks, mut buffer, mut body) = (Chunks::Size, BytesMut::new(), Vec::new());
     let mut fed = 0;
     for part in bytes.chunks(piece) {
         buffer.extend_from_slice(part);
         fed += part.len();
         if chunks.take(&mut buffer, &mut body).map_err(|_| ())? {
-            return Ok(Some((body.to_vec(), bytes.len() - fed + buffer.len())));
+            return Ok(Some((body, bytes.len() - fed + buffer.len())));
         }
     }
     Ok(None)

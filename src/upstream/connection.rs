@@ -34,7 +34,7 @@ const TIMED_OUT: [&[u8; 12]; 2] = [b"HTTP/1.1 408", b"HTTP/1.0 408"];
 pub(super) const INTERIM_LIMIT: usize = 16;
 
 /// How much is read at once.
-const READ_CHUNK: usize = 8 << 10;
+pub(super) const READ_CHUNK: usize = 8 << 10;
 
 /// A request as it goes out.
 pub(super) struct Request<'b> {
@@ -186,6 +186,10 @@ impl Connection {
                 }
             };
             self.buffer.advance(length);
+            if length > READ_CHUNK {
+                // What a long head took is not kept with the body.
+                self.buffer = BytesMut::from(&self.buffer[..]);
+            }
             if head.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(NoHead::NotHttp("101, and nobody asked for another protocol".to_owned()));
             }
@@ -217,34 +221,43 @@ impl Connection {
                 hold(length)?;
                 // Room for what is announced is made as it comes: an announcement costs the app nothing.
                 while self.buffer.len() < length {
+                    self.make_room(length);
                     if !matches!(self.more_in_turn(&mut turn).await, Ok(1..)) {
                         return Err(CUT);
                     }
                 }
-                self.take(length)
+                self.take(length, length)
             }
             Framing::UntilEnd => loop {
-                hold(self.buffer.len())?;
+                let room = wire::room(self.buffer.len(), limit);
+                hold(room)?;
                 if self.buffer.len() > limit {
                     return Err(too_large());
                 }
+                self.make_room(limit);
                 match self.more_in_turn(&mut turn).await {
-                    Ok(0) => break self.take(self.buffer.len()),
+                    Ok(0) => break self.take(self.buffer.len(), room),
                     Ok(_) => {}
                     Err(_) => return Err(CUT),
                 }
             },
             Framing::Chunked => {
-                let mut body = BytesMut::new();
+                let mut body = Vec::new();
                 let mut chunks = Chunks::Size;
                 loop {
+                    // What is there may all be of the body.
+                    let there = body.len() + self.buffer.len();
+                    if there > body.capacity() {
+                        let room = wire::room(there, limit);
+                        hold(room + self.buffer.len())?;
+                        body.reserve_exact(room - body.len());
+                    }
                     let done = chunks.take(&mut self.buffer, &mut body).map_err(Failure::NotHttp)?;
-                    hold(body.len() + self.buffer.len())?;
                     if body.len() > limit {
                         return Err(too_large());
                     }
                     if done {
-                        break body.freeze();
+                        break body.into();
                     }
                     if !matches!(self.more_in_turn(&mut turn).await, Ok(1..)) {
                         return Err(CUT);
@@ -255,14 +268,29 @@ impl Connection {
         Ok((body, holding))
     }
 
-    /// A small body is copied, so that the connection keeps its buffer; a large one takes the buffer along.
-    fn take(&mut self, length: usize) -> Bytes {
-        if length > READ_CHUNK {
-            return self.buffer.split_to(length).freeze();
+    /// A small body is copied, so that the connection keeps its buffer; a large one takes the buffer along, of which the connection
+    /// then keeps nothing. `room` is what was counted for it: a buffer with much more stays.
+    fn take(&mut self, length: usize, room: usize) -> Bytes {
+        if length <= READ_CHUNK || self.buffer.capacity() > room + READ_CHUNK {
+            let body = Bytes::copy_from_slice(&self.buffer[..length]);
+            self.buffer.advance(length);
+            return body;
         }
-        let body = Bytes::copy_from_slice(&self.buffer[..length]);
-        self.buffer.advance(length);
-        body
+        let rest = BytesMut::from(&self.buffer[length..]);
+        let mut body = std::mem::replace(&mut self.buffer, rest);
+        body.truncate(length);
+        body.freeze()
+    }
+
+    /// Makes room for more of a large body, which has this many bytes at most. By itself the buffer would grow to twice as much.
+    fn make_room(&mut self, most: usize) {
+        let there = self.buffer.len();
+        if most <= READ_CHUNK || self.buffer.capacity() - there >= READ_CHUNK {
+            return;
+        }
+        let mut grown = BytesMut::with_capacity(wire::room(there, most) + READ_CHUNK);
+        grown.extend_from_slice(&self.buffer);
+        self.buffer = grown;
     }
 
     async fn more_in_turn(&mut self, turn: &mut Turn) -> io::Result<usize> {

@@ -133,7 +133,7 @@ pub(super) const CHUNK_LINE: usize = 4096;
 
 impl Chunks {
     /// Moves what is there to the body; true behind the last chunk.
-    pub(super) fn take(&mut self, buffer: &mut BytesMut, body: &mut BytesMut) -> Result<bool, String> {
+    pub(super) fn take(&mut self, buffer: &mut BytesMut, body: &mut Vec<u8>) -> Result<bool, String> {
         loop {
             match self {
                 Chunks::Data(0) => *self = Chunks::DataEnd,

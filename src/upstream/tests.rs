@@ -15,7 +15,7 @@ use flate2::write::{DeflateEncoder, GzEncoder};
 use http::{HeaderMap, HeaderValue, header};
 use prometheus_client::metrics::counter::Counter;
 
-use super::connection::{INTERIM_LIMIT, LOOPBACK_CONGESTION};
+use super::connection::{INTERIM_LIMIT, LOOPBACK_CONGESTION, READ_CHUNK};
 use super::framing::{CHUNK_LINE, Chunks, HEADERS_LIMIT, parse_head, unpack};
 use super::outcome::Answered;
 use super::reuse::USES_LIMIT;
@@ -156,7 +156,7 @@ fn a_head_is_whole_or_wanting_or_no_http() {
 
 /// Reads a chunked body given in pieces of one size: the body and what is left behind it, or why not.
 fn chunked(text: &[u8], piece: usize) -> Result<(String, String), String> {
-    let (mut buffer, mut body, mut chunks) = (BytesMut::new(), BytesMut::new(), Chunks::Size);
+    let (mut buffer, mut body, mut chunks) = (BytesMut::new(), Vec::new(), Chunks::Size);
     let mut done = false;
     for part in text.chunks(piece) {
         buffer.extend_from_slice(part);
@@ -451,17 +451,26 @@ async fn ask_under(
     ending: &dyn Fn() -> bool,
     held: &Held,
 ) -> Result<Answered, Failure> {
+    received_under(upstream, body, ending, held).await.and_then(Received::unpack)
+}
+
+/// The same, of which nothing is unpacked yet.
+async fn received_under(
+    upstream: &Upstream,
+    body: impl Into<Bytes>,
+    ending: &dyn Fn() -> bool,
+    held: &Held,
+) -> Result<Received, Failure> {
     let (body, share) = (body.into(), share_of(held));
     let (until, refused) = (Instant::now() + Duration::from_secs(30), Cell::new(false));
     let patience = Patience { now: Instant::now(), until, ending, refused: &refused };
     let exchange = upstream.exchange(head_for(body.len()), &body, &share, patience);
     let exchange = tokio::time::timeout(Duration::from_secs(30), exchange);
-    let received = tokio::select! {
+    tokio::select! {
         biased;
         never = upstream.lane.turns().keep() => match never {},
         ended = exchange => ended.expect("an exchange that comes to an end"),
-    };
-    received.and_then(Received::unpack)
+    }
 }
 
 /// What came of an exchange, in a few words. The system's own words are left out.
@@ -945,6 +954,37 @@ async fn an_answer_over_the_limit_is_refused_however_it_is_framed() {
         let start = bytes[..60.min(bytes.len())].to_owned();
         let outcome = words(&ask(&App::saying(bytes).upstream(), "callback").await);
         assert_eq!(outcome, *expected, "{start:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_room_of_an_answer_is_counted_however_it_is_framed_and_its_connection_keeps_none_of_it() {
+    let chunked = |body: &str| {
+        let chunks = body.as_bytes().chunks(1000);
+        let chunk = |chunk: &[u8]| format!("{:x}\r\n{}\r\n", chunk.len(), "x".repeat(chunk.len()));
+        let chunks: String = chunks.map(chunk).collect();
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n")
+    };
+    let until_end = |body: &str| format!("HTTP/1.1 200 OK\r\n\r\n{body}");
+    for length in [9 << 10, 20_000, 33 << 10, 60_000, ANSWER_LIMIT] {
+        let body = "x".repeat(length);
+        for (bytes, stays) in [(answer("", &body), true), (chunked(&body), true), (until_end(&body), false)] {
+            let app = App::start(
+                move |_, mut peer| {
+                    while peer.request().is_some() && peer.write(&bytes) && stays {}
+                },
+            );
+            let (upstream, held) = (app.upstream(), Held::new(1 << 30));
+            let received = received_under(&upstream, "callback", &|| true, &held).await.expect("an answer");
+            assert_eq!(received.body.len(), body.len());
+            let counted = held.bytes();
+            let Received { body: kept, holding, .. } = received;
+            assert!(kept.is_unique(), "{length}: the connection has a part of it");
+            let room = Vec::from(kept).capacity();
+            assert!(room <= counted + (2 << 10) + READ_CHUNK, "{length}: room for {room}, {counted} counted");
+            assert!(counted <= 2 * length + READ_CHUNK, "{length}: {counted}");
+            drop(holding);
+        }
     }
 }
 

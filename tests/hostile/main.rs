@@ -18,7 +18,7 @@ mod probe;
 mod setup;
 mod toy;
 
-use attacks::{admin, bodies, connections, floods, heads, logs, policy, records, unread};
+use attacks::{admin, announced, bodies, connections, floods, heads, logs, policy, records, unread};
 
 #[test]
 fn good_callers_do_not_notice_heads_that_are_small_on_the_wire_and_large_in_memory() {
@@ -63,6 +63,11 @@ fn good_callers_do_not_notice_large_requests_at_once() {
 #[test]
 fn good_callers_do_not_notice_packed_answers() {
     bodies::packed_answers().hold();
+}
+
+#[test]
+fn room_that_is_only_announced_is_not_made() {
+    announced::bodies().hold();
 }
 
 #[test]

@@ -258,6 +258,26 @@ async fn for_memory_the_most_unread_goes_first_then_the_longest_idle_then_any() 
     assert_eq!(crowd.ask(Order::Heaviest).leaving, 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn larger_bodies_of_callbacks_in_hand_count_until_they_are_answered_or_dropped() {
+    let crowd = Crowd::new();
+    let (light, heavy) = (crowd.idle_since(1), crowd.idle_since(2));
+    light.leaves_unread(100 << 10);
+    let (one, other) = (heavy.activity.begin(), heavy.activity.begin());
+    let first = || crowd.ask(Order::Heaviest).candidates[0];
+    assert_eq!(first().id, light.registered.id, "the twin: small bodies");
+    one.keeps(3 << 10);
+    one.keeps(60 << 10);
+    other.keeps(60 << 10);
+    assert_eq!((first().id, first().unread), (heavy.registered.id, 120 << 10));
+    other.keeps(0);
+    assert_eq!(first().id, light.registered.id, "it was too large, and dropped");
+    other.keeps(50 << 10);
+    drop(one);
+    drop(other);
+    assert_eq!(heavy.activity.kept_bytes(), 0);
+}
+
 /// Obeys the orders of several workers while something is asked of them.
 async fn obeyed<T>(asked: impl Future<Output = T>, crowds: &[(&Crowd, RefCell<super::super::Inbox>)]) -> T {
     let serve = async {

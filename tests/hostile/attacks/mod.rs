@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "the tests call each attack by its name, the benchmark all of them")]
 
 pub(crate) mod admin;
+pub(crate) mod announced;
 pub(crate) mod bodies;
 pub(crate) mod connections;
 pub(crate) mod floods;
