@@ -53,7 +53,10 @@ pub(crate) async fn tls(
     config: &Arc<ClientConfig>,
     receive_buffer: Option<u32>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let stream = tcp(address, receive_buffer).await?;
+    secured(tcp(address, receive_buffer).await?, config).await
+}
+
+async fn secured(stream: TcpStream, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").expect("a name");
     in_time(TlsConnector::from(Arc::clone(config)).connect(name, stream)).await
 }
@@ -104,7 +107,17 @@ pub(crate) struct Seen {
 impl H2 {
     /// Opens one with these settings.
     pub(crate) async fn open(target: &Target, pairs: &[(u16, u32)]) -> io::Result<H2> {
-        let (read, writer) = tokio::io::split(tls(target.listen, &target.h2, None).await?);
+        H2::speak(tls(target.listen, &target.h2, None).await?, pairs).await
+    }
+
+    /// Opens one from another address of this machine.
+    pub(crate) async fn open_from(source: Ipv4Addr, target: &Target) -> io::Result<H2> {
+        let stream = tcp_from(source, target.listen, None).await?;
+        H2::speak(secured(stream, &target.h2).await?, &[]).await
+    }
+
+    async fn speak(stream: TlsStream<TcpStream>, pairs: &[(u16, u32)]) -> io::Result<H2> {
+        let (read, writer) = tokio::io::split(stream);
         let seen = Rc::<Seen>::default();
         let reader = tokio::task::spawn_local(follow(read, Rc::clone(&seen)));
         let mut connection = H2 { writer, reader, seen };

@@ -18,7 +18,7 @@ mod probe;
 mod setup;
 mod toy;
 
-use attacks::{admin, announced, bodies, connections, floods, heads, logs, policy, records, unread};
+use attacks::{admin, announced, bodies, bursts, connections, floods, heads, logs, policy, records, unread};
 
 #[test]
 fn good_callers_do_not_notice_heads_that_are_small_on_the_wire_and_large_in_memory() {
@@ -158,6 +158,11 @@ fn good_callers_do_not_notice_handshakes_with_ecdsa() {
 #[test]
 fn good_callers_do_not_notice_handshakes_with_rsa() {
     connections::handshakes_rsa().hold();
+}
+
+#[test]
+fn good_callers_do_not_notice_bursts_of_small_callbacks_from_everywhere() {
+    bursts::from_everywhere().hold();
 }
 
 #[test]

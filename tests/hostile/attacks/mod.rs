@@ -5,6 +5,7 @@
 pub(crate) mod admin;
 pub(crate) mod announced;
 pub(crate) mod bodies;
+pub(crate) mod bursts;
 pub(crate) mod connections;
 pub(crate) mod floods;
 pub(crate) mod heads;
@@ -19,7 +20,7 @@ use crate::lab::Lab;
 pub(crate) type Named = (&'static str, fn() -> Lab);
 
 /// Every attack.
-pub(crate) const ALL: [Named; 43] = [
+pub(crate) const ALL: [Named; 44] = [
     ("heads::references", heads::references),
     ("heads::references_by_many", heads::references_by_many),
     ("heads::distinct_names", heads::distinct_names),
@@ -51,6 +52,7 @@ pub(crate) const ALL: [Named; 43] = [
     ("connections::in_flight_by_many", connections::in_flight_by_many),
     ("connections::handshakes_ecdsa", connections::handshakes_ecdsa),
     ("connections::handshakes_rsa", connections::handshakes_rsa),
+    ("bursts::from_everywhere", bursts::from_everywhere),
     ("floods::frames", floods::frames),
     ("floods::frames_by_many", floods::frames_by_many),
     ("floods::windows", floods::windows),
