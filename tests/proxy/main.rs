@@ -30,6 +30,7 @@ mod recorded;
 mod reload;
 mod shares;
 mod tls;
+mod tls_records;
 mod tls_wait;
 mod trouble;
 mod upstream;
