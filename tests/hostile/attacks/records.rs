@@ -16,7 +16,7 @@ use crate::support::Authority;
 use crate::support::frames::{END_HEADERS, END_STREAM, HEADERS, callback_fields, frame, indexed_field};
 use crate::support::tls_records::{self, Records};
 
-/// As many connections as the default of `--max-connections` takes in 256 MiB, nearly.
+/// At most as many connections as the default of `--max-connections` takes in 256 MiB, nearly.
 const CONNECTIONS: usize = 1_400;
 
 /// Bytes of a handshake message that announces 64 KiB.
@@ -64,6 +64,7 @@ pub(crate) fn half_messages() -> Lab {
         },
     );
     below(&mut lab, 64 << 20);
+    let mut stays = false;
     lab.attack(
         "half a handshake message behind the handshake, 1,400 connections",
         &KEPT,
@@ -71,18 +72,26 @@ pub(crate) fn half_messages() -> Lab {
         async |target| {
             let config = tls_records::config(&target.h1);
             let (mut open, by) = (Vec::new(), Instant::now() + Duration::from_secs(8));
-            while open.len() < CONNECTIONS && Instant::now() < by {
+            let mut long = Vec::new();
+            while open.len() + long.len() < CONNECTIONS && Instant::now() < by {
                 let Ok(stream) = tcp(target.listen, None).await else { break };
                 let Ok(mut records) = Records::over(stream, Arc::clone(&config)).await else { break };
                 // Every other one is within its bound, and stays.
-                let half = records.half_message(if open.len() % 2 == 0 { 23_000 } else { HALF });
+                let is_long = open.len() > long.len();
+                let half = records.half_message(if is_long { HALF } else { 23_000 });
                 let _ = timeout(Duration::from_millis(20), records.stream.write_all(&half)).await;
-                open.push(records);
+                if is_long { &mut long } else { &mut open }.push(records);
             }
             rest(&target).await;
-            open_or_closed(open.iter().map(|records| &records.stream)).to_string()
+            let [open, long] = [&open, &long]
+                .map(|made| open_or_closed(made.iter().map(|records| &records.stream)).to_string());
+            stays = long.contains("open");
+            format!("23 KB: {open}; 61 KB: {long}")
         },
     );
+    if stays {
+        lab.complain("half a message of 61 KB stays");
+    }
     below(&mut lab, MOST);
     lab
 }
