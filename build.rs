@@ -97,9 +97,10 @@ fn tables(catalogue: &[Value]) -> String {
         writeln!(
             out,
             "Command {{ name: {name:?}, phase: Phase::{phase}, default: {default}, \
-             notifications: Notifications::{notifications}, request: {}, response: &[{}] }},",
+             notifications: Notifications::{notifications}, request: {}, response: &[{}], order_keys: &[{}] }},",
             request(array(entry, "requestFields")),
             fields(array(entry, "responseFields"), "pointerOrSlice"),
+            order_keys(entry),
         )
         .expect("writing to a string must not fail");
     }
@@ -117,6 +118,24 @@ fn tables(catalogue: &[Value]) -> String {
         writeln!(out, "({name:?}, {index}, {alias}),").expect("writing to a string must not fail");
     }
     out.push_str("];\n");
+    out
+}
+
+/// What the events of an after-command are ordered by: the first alternative whose fields are all filled in.
+fn order_keys(entry: &Value) -> String {
+    let mut out = String::new();
+    for key in array(entry, "orderKeys") {
+        let kind = match text(key, "kind") {
+            "user" => "User",
+            "group" => "Group",
+            "pair" => "Pair",
+            "conversation" => "Conversation",
+            other => panic!("{}: no rule for the order key {other:?}", text(entry, "command")),
+        };
+        let fields = strings(key, "fields");
+        write!(out, "OrderKey {{ kind: KeyKind::{kind}, fields: &{fields:?} }},")
+            .expect("writing to a string must not fail");
+    }
     out
 }
 

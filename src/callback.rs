@@ -18,6 +18,7 @@ use target::Target;
 
 pub mod command;
 pub mod operation_id;
+pub mod order;
 pub mod rejection;
 pub mod subject;
 pub mod target;

@@ -59,6 +59,42 @@ pub struct Command {
     pub request: RequestTable,
     /// The struct OpenIM decodes the answer into.
     pub response: &'static [Field],
+    /// What the events of an after-command are ordered by; see [`OrderKey`].
+    pub order_keys: &'static [OrderKey],
+}
+
+/// What an event is about, for deliveries in order. Of several alternatives the first counts whose fields are all filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrderKey {
+    /// What it is.
+    pub kind: KeyKind,
+    /// The fields of the request that hold it: one, or two for a pair.
+    pub fields: &'static [&'static str],
+}
+
+/// What a key names. Events with the same kind and the same values have the same key, whatever their commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyKind {
+    /// A user.
+    User,
+    /// A group.
+    Group,
+    /// Two users, whichever of them acts.
+    Pair,
+    /// A conversation.
+    Conversation,
+}
+
+impl KeyKind {
+    /// The word in the documentation.
+    pub const fn label(self) -> &'static str {
+        match self {
+            KeyKind::User => "user",
+            KeyKind::Group => "group",
+            KeyKind::Pair => "sorted pair of users",
+            KeyKind::Conversation => "conversation",
+        }
+    }
 }
 
 /// The fields of a request with their types; `nillable` where Go may send `null`.
@@ -229,6 +265,24 @@ mod tests {
             }
         }
         assert_eq!(request_table(None).known, 0);
+    }
+
+    #[test]
+    fn only_after_commands_have_order_keys_and_of_those_all_but_the_registration_of_many_users() {
+        for command in all() {
+            let named = !command.order_keys.is_empty();
+            let expected =
+                command.phase == Phase::After && command.name != "callbackAfterUserRegisterCommand";
+            assert_eq!(named, expected, "{}", command.name);
+            for key in command.order_keys {
+                let fields = if key.kind == KeyKind::Pair { 2 } else { 1 };
+                assert_eq!(key.fields.len(), fields, "{}", command.name);
+                for name in key.fields {
+                    let field = command.request.fields.iter().find(|field| field.name == *name);
+                    assert_eq!(field.map(|field| field.ty.kind), Some(Kind::Str), "{}: {name}", command.name);
+                }
+            }
+        }
     }
 
     #[test]
