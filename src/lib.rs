@@ -30,6 +30,7 @@ pub mod go_json;
 pub mod callback;
 pub mod breaker;
 pub mod policy;
+pub mod after;
 pub mod verdict;
 pub mod reply;
 pub mod sidecar;

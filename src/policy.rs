@@ -5,6 +5,7 @@
 //! policy with something left to check. [`Policy::decide`] then says for one callback what is to be done
 //! with it.
 
+pub mod after;
 pub mod duration;
 pub mod overrides;
 
@@ -27,6 +28,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+pub use after::After;
 pub use overrides::Override;
 pub use plan::{Answer, AnsweredBy, Decision, DenyText, Fallback, Plan, Rule};
 pub use problem::{Problem, Problems, Warnings};
@@ -95,6 +97,33 @@ pub enum OnRejection {
     Allow,
 }
 
+/// Who waits for the delivery of an after-command's event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// Nobody: OpenIM has its answer at once.
+    Background,
+    /// OpenIM, as for any other callback.
+    Inline,
+}
+
+/// Which attempts at a delivery are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Redeliver {
+    /// Those of which it is certain that the app has done nothing: at most one delivery.
+    WhenNotTaken,
+    /// Those that may have been taken, too: at least one delivery, as long as the event is kept.
+    WhenUnsure,
+}
+
+/// Which deliveries wait for one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// None: they begin in the order of acceptance, side by side.
+    None,
+    /// Those with the same key of the catalogue.
+    Key,
+}
+
 macro_rules! words {
     ($($name:ident: $($word:ident)*;)*) => {$(
         impl $name {
@@ -118,6 +147,9 @@ words! {
     CrashingFields: LeaveOut Pass;
     FieldTypes: Report Reject;
     OnRejection: Deny Allow;
+    Delivery: Background Inline;
+    Redeliver: WhenNotTaken WhenUnsure;
+    Order: None Key;
 }
 
 /// How callbacks are checked before anything else.
@@ -282,22 +314,31 @@ impl Policy {
         now: SystemTime,
     ) -> Decision<'p> {
         let over = over.filter(|over| over.active(now) && over.covers(subject));
-        if let Some(over) = over
-            && let Some(answer) = over.answer()
-        {
-            return Decision::Answer {
-                answer: answer.with(self.default_deny()),
-                by: AnsweredBy::Override(over),
-            };
+        let answered = |over: &'p Override| {
+            let (answer, by) = (over.answer()?.with(self.default_deny()), AnsweredBy::Override(over));
+            Some(Decision::Answer { answer, by })
+        };
+        let answered = over.and_then(answered);
+        if let Some(answered) = answered.as_ref().filter(|_| subject.phase() != Phase::After) {
+            return answered.clone();
         }
         let rule_index = rule_index();
         let rule = &self.rules[rule_index];
+        // An event that is delivered in the background waits for the override's end instead.
+        if let Some(answered) = answered.filter(|_| !self.is_in_background(rule)) {
+            return answered;
+        }
         match rule.answer() {
             Some(answer) if self.mode == Mode::Enforce => {
                 Decision::Answer { answer, by: AnsweredBy::Rule(rule) }
             }
             Some(_) | None => Decision::Ask(self.plan(rule_index, subject, over)),
         }
+    }
+
+    /// Whether the events of after-commands under this rule are delivered in the background.
+    fn is_in_background(&self, rule: &Rule) -> bool {
+        self.mode == Mode::Enforce && rule.answer.is_none() && rule.after.delivery == Delivery::Background
     }
 
     /// How to ask the app, under the rule at this place and an override that is in time and covers the callback. `subject`

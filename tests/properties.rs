@@ -28,6 +28,9 @@ use proptest::sample::{Index, select};
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
+#[path = "properties/after.rs"]
+mod after;
+
 const RULE_CODE: i32 = 5123;
 
 /// Cases of each property where the environment does not say otherwise: about three seconds of all.

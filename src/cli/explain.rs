@@ -15,7 +15,10 @@ use crate::callback::rejection::Rejection;
 use crate::callback::subject::{Messages, Subject};
 use crate::callback::{Callback, RawRequest, SHOWN_OPERATION_ID};
 use crate::cause::Cause;
-use crate::policy::{Answer, AnsweredBy, CrashingFields, Decision, Mode, Override, Plan, Policy, duration};
+use crate::policy::{
+    After, Answer, AnsweredBy, CrashingFields, Decision, Mode, Order, Override, Plan, Policy, Redeliver,
+    duration,
+};
 use crate::reply::Reply;
 use crate::source::{compile, compile_override};
 use crate::verdict::{Verdict, crashing_fields};
@@ -211,6 +214,11 @@ fn asks(policy: &Policy, subject: &Subject<'_>, plan: &Plan<'_>, text: &mut Stri
     if let Some(over) = plan.over {
         let _ = writeln!(text, "override   until {}: {:?}", over.until_text(), over.reason());
     }
+    json["rule"] = json!(&*plan.rule.name);
+    json["override"] = json!(plan.over.map(Override::reason));
+    if let Some(after) = plan.background() {
+        return in_background(after, plan, text, json);
+    }
     let left = policy.caller_timeout().saturating_sub(plan.timeout);
     let _ = writeln!(
         text,
@@ -238,9 +246,7 @@ fn asks(policy: &Policy, subject: &Subject<'_>, plan: &Plan<'_>, text: &mut Stri
         let _ = writeln!(text, "           {:<15} {}", cause.label(), answer_words(answer));
         fallbacks.insert(cause.label().to_owned(), answer_json(answer));
     }
-    json["rule"] = json!(&*plan.rule.name);
     json["deadlineMs"] = json!(milliseconds(plan.timeout));
-    json["override"] = json!(plan.over.map(Override::reason));
     json["fallbacks"] = Json::Object(fallbacks);
 }
 
@@ -256,6 +262,35 @@ fn crashing(callback: &Callback, plan: &Plan<'_>, text: &mut String, json: &mut 
     };
     let _ = writeln!(text, "crashing   {fate}: {}, on which OpenIM may exit", names.join(", "));
     json["crashingFields"] = json!({ "fields": names, "do": plan.crashing_fields().label() });
+}
+
+fn in_background(after: &After, plan: &Plan<'_>, text: &mut String, json: &mut Json) {
+    let repeated = match after.redeliver {
+        Redeliver::WhenNotTaken => "if the app has not taken it",
+        Redeliver::WhenUnsure => "until the app has answered 2xx",
+    };
+    let order = match after.order {
+        Order::None => "in no order",
+        Order::Key => "after the one before with the same key",
+    };
+    let (timeout, keep_for) = (duration::display(after.timeout), duration::display(after.keep_for));
+    let _ = write!(
+        text,
+        "answer     allow, at once\ndelivery   in the background, {order}: {timeout} for an attempt, repeated {repeated}, kept for \
+         {keep_for}\n"
+    );
+    let paused = plan.over.is_some_and(|over| over.answer().is_some());
+    if paused {
+        text.push_str("           paused until the override is over\n");
+    }
+    json["answer"] = answer_json(Answer::Allow);
+    json["delivery"] = json!({
+        "timeoutMs": milliseconds(after.timeout),
+        "keepForMs": milliseconds(after.keep_for),
+        "redeliver": after.redeliver.label(),
+        "order": after.order.label(),
+        "paused": paused,
+    });
 }
 
 fn milliseconds(duration: Duration) -> u64 {

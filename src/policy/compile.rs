@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::after::{self, After};
 use super::glob::Glob;
 use super::integers::{self, Integers};
 use super::plan::{DenyText, Fallback, Fallbacks, Rule};
@@ -23,10 +24,10 @@ use crate::callback::subject::Messages;
 use crate::cause::Cause;
 
 const POLICY_KEYS: [&str; 5] = ["version", "defaults", "validation", "mode", "rules"];
-const DEFAULTS_KEYS: [&str; 7] =
-    ["callerTimeout", "timeout", "fallback", "fallbackFor", "deny", "maxInFlight", "crashingFields"];
+const DEFAULTS_KEYS: [&str; 8] =
+    ["callerTimeout", "timeout", "fallback", "fallbackFor", "deny", "maxInFlight", "crashingFields", "after"];
 const VALIDATION_KEYS: [&str; 4] = ["unknownCommands", "operationID", "fieldTypes", "onRejection"];
-const RULE_KEYS: [&str; 10] = [
+const RULE_KEYS: [&str; 11] = [
     "name",
     "match",
     "timeout",
@@ -36,6 +37,7 @@ const RULE_KEYS: [&str; 10] = [
     "breaker",
     "maxInFlight",
     "crashingFields",
+    "after",
     "answer",
 ];
 const MATCH_KEYS: [&str; 10] = [
@@ -54,8 +56,8 @@ const DENY_KEYS: [&str; 3] = ["errCode", "errMsg", "errDlt"];
 const BREAKER_KEYS: [&str; 4] = ["failureRate", "minimumCallbacks", "window", "openFor"];
 
 /// What a rule may not hold beside `answer`: all of it is about asking the app.
-const ASKING_KEYS: [&str; 6] =
-    ["timeout", "breaker", "fallback", "fallbackFor", "maxInFlight", "crashingFields"];
+const ASKING_KEYS: [&str; 7] =
+    ["timeout", "breaker", "fallback", "fallbackFor", "maxInFlight", "crashingFields", "after"];
 
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 const CALLER_TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
@@ -193,6 +195,7 @@ struct Defaults {
     deny: DenyText,
     max_in_flight: Option<NonZeroUsize>,
     crashing_fields: CrashingFields,
+    after: After,
 }
 
 impl Defaults {
@@ -205,6 +208,7 @@ impl Defaults {
             deny: DenyText::builtin(),
             max_in_flight: None,
             crashing_fields: CrashingFields::LeaveOut,
+            after: After::default(),
         }
     }
 
@@ -219,6 +223,7 @@ impl Defaults {
             breaker: None,
             max_in_flight: self.max_in_flight,
             crashing_fields: self.crashing_fields,
+            after: self.after,
         }
     }
 }
@@ -243,6 +248,7 @@ fn defaults(field: Option<&Field<'_>>, findings: &mut Findings) -> Defaults {
     deny(&table, &mut defaults.deny, findings);
     defaults.max_in_flight = max_in_flight(&table, defaults.max_in_flight, findings);
     defaults.crashing_fields = crashing_fields(&table, defaults.crashing_fields, findings);
+    after::read(&table, &mut defaults.after, findings);
     defaults
 }
 
@@ -330,6 +336,7 @@ fn rule(index: usize, field: &Field<'_>, defaults: &Defaults, findings: &mut Fin
     rule.breaker = table.get("breaker").and_then(|field| breaker(field, findings));
     rule.max_in_flight = max_in_flight(&table, rule.max_in_flight, findings);
     rule.crashing_fields = crashing_fields(&table, rule.crashing_fields, findings);
+    after::read(&table, &mut rule.after, findings);
     if let Some(field) = table.get("answer") {
         rule.answer = field.choice(&Fallback::ALL, findings);
         rule.max_in_flight = None;
@@ -340,6 +347,7 @@ fn rule(index: usize, field: &Field<'_>, defaults: &Defaults, findings: &mut Fin
             }
         }
     }
+    after::unused_keys(field, &rule, findings);
     Some(rule)
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::after::After;
 use super::overrides::Override;
 use super::rule::Match;
-use super::{CrashingFields, duration};
+use super::{CrashingFields, Delivery, duration};
 use crate::breaker::BreakerSpec;
 use crate::callback::subject::Subject;
 use crate::cause::Cause;
@@ -113,6 +114,7 @@ pub struct Rule {
     pub(super) breaker: Option<BreakerSpec>,
     pub(super) max_in_flight: Option<NonZeroUsize>,
     pub(super) crashing_fields: CrashingFields,
+    pub(super) after: After,
 }
 
 impl Rule {
@@ -158,6 +160,11 @@ impl Rule {
         self.crashing_fields
     }
 
+    /// How the events of its after-commands are delivered.
+    pub fn after(&self) -> &After {
+        &self.after
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let mut json = Map::new();
         json.insert("name".to_owned(), json!(&*self.name));
@@ -171,6 +178,7 @@ impl Rule {
         json.insert("fallbackFor".to_owned(), self.fallbacks.to_json());
         json.insert("maxInFlight".to_owned(), json!(self.max_in_flight().unwrap_or(0)));
         json.insert("crashingFields".to_owned(), json!(self.crashing_fields.label()));
+        json.insert("after".to_owned(), self.after.to_json());
         if let Some(breaker) = &self.breaker {
             json.insert(
                 "breaker".to_owned(),
@@ -222,7 +230,8 @@ pub struct Plan<'p> {
     pub observe: bool,
     /// What the rule would have answered by itself, had the mode not been `Observe`.
     pub would_answer: Option<Answer<'p>>,
-    /// The override whose `fallback` this callback falls under.
+    /// The override that this callback falls under: its `fallback`, or for a delivery in the background its `answer`, which
+    /// pauses it.
     pub over: Option<&'p Override>,
     /// Whether nobody reads the answer, so that a fallback is always the plain success.
     pub(super) after: bool,
@@ -240,6 +249,12 @@ impl<'p> Plan<'p> {
         let fallback =
             self.over.and_then(Override::fallback).unwrap_or_else(|| self.rule.fallbacks.of(cause));
         fallback.with(&self.rule.deny)
+    }
+
+    /// How to deliver the event in the background, if that is how it is delivered: OpenIM is then answered at once.
+    pub fn background(&self) -> Option<&'p After> {
+        let background = self.after && !self.observe && self.rule.after.delivery == Delivery::Background;
+        background.then_some(&self.rule.after)
     }
 
     /// The breaker to ask for leave, if any; none acts in `Observe`.

@@ -847,6 +847,7 @@ rules:
                     "deny": deny,
                     "maxInFlight": 5,
                     "crashingFields": "LeaveOut",
+                    "after": After::default().to_json(),
                     "breaker": { "failureRate": 0.5, "minimumCallbacks": 20, "window": "10s", "openFor": "5s" },
                 },
                 { "name": "two", "match": { "sendIDs": ["d"] }, "answer": "Deny", "deny": deny },
@@ -858,6 +859,7 @@ rules:
                     "deny": deny,
                     "maxInFlight": 0,
                     "crashingFields": "LeaveOut",
+                    "after": After::default().to_json(),
                 },
             ],
         })
