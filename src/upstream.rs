@@ -33,6 +33,7 @@ use pool::{Pool, Taken};
 use reuse::USE_LIMIT;
 
 pub use dial::Address;
+pub use event::{Progress, Undelivered};
 pub use pool::KEPT_CONNECTIONS;
 pub use reuse::Reuse;
 
@@ -40,6 +41,7 @@ pub use reuse::Reuse;
 pub(crate) mod claims;
 mod connection;
 mod delivery;
+mod event;
 mod dial;
 mod framing;
 pub mod outcome;
@@ -298,27 +300,10 @@ impl Upstream {
     ) -> impl Future<Output = Result<Received, Ended>> {
         async move {
             let before = connection.written;
-            let sent = connection.send(request, self.head_limit).await;
+            let sent = connection.send((&request.head, request.body), self.head_limit).await;
             let head = match connection.head(self.head_limit).await {
                 Ok(head) => head,
-                // The kernel tells of a reset once. Told to the write, it makes the read look like the end of the stream.
-                Err(NoHead::Ended) if !was_reset(&sent) && connection.proves_unread(before) => {
-                    return Err(Ended::Unread);
-                }
-                Err(NoHead::Ended) => {
-                    return Err(match sent {
-                        // A write that failed outright on a connection with no answer behind it: nothing went out at all.
-                        Err(_) if connection.written == before => Ended::Unread,
-                        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                            self.unreachable(error).into()
-                        }
-                        Ok(()) | Err(_) => Failure::Cut { at: "before an answer" }.into(),
-                    });
-                }
-                Err(NoHead::Reset(_)) if connection.written == before => return Err(Ended::Unread),
-                Err(NoHead::Reset(error)) => return Err(self.unreachable(error).into()),
-                Err(NoHead::Cut) => return Err(Failure::Cut { at: "inside the head of its answer" }.into()),
-                Err(NoHead::NotHttp(why)) => return Err(Failure::NotHttp(why).into()),
+                Err(no_head) => return Err(self.without_head(&connection, before, sent, no_head)),
             };
             let turn = Turn::new(Rc::clone(&self.lane));
             let (body, holding) =
@@ -331,6 +316,33 @@ impl Upstream {
             let (status, headers, limit) = (head.status, head.headers, self.answer_limit);
             let coded = headers.contains_key(header::CONTENT_ENCODING);
             Ok(Received { status, headers, body, holding, coded, limit })
+        }
+    }
+
+    /// What it means that no answer began. `before` is how much was written to the connection before the request, `sent` how
+    /// writing that one ended.
+    fn without_head(
+        &self,
+        connection: &Connection,
+        before: u64,
+        sent: io::Result<()>,
+        no_head: NoHead,
+    ) -> Ended {
+        match no_head {
+            // The kernel tells of a reset once. Told to the write, it makes the read look like the end of the stream.
+            NoHead::Ended if !was_reset(&sent) && connection.proves_unread(before) => Ended::Unread,
+            NoHead::Ended => match sent {
+                // A write that failed outright on a connection with no answer behind it: nothing went out at all.
+                Err(_) if connection.written == before => Ended::Unread,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    self.unreachable(error).into()
+                }
+                Ok(()) | Err(_) => Failure::Cut { at: "before an answer" }.into(),
+            },
+            NoHead::Reset(_) if connection.written == before => Ended::Unread,
+            NoHead::Reset(error) => self.unreachable(error).into(),
+            NoHead::Cut => Failure::Cut { at: "inside the head of its answer" }.into(),
+            NoHead::NotHttp(why) => Failure::NotHttp(why).into(),
         }
     }
 

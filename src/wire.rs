@@ -275,7 +275,11 @@ fn is_named(connection: &HeaderMap, name: &HeaderName) -> bool {
 /// Whether a header is written by us, whatever came.
 fn is_ours(name: &HeaderName) -> bool {
     matches!(*name, header::HOST | header::ACCEPT_ENCODING | header::CONTENT_LENGTH | header::EXPECT)
-        || matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto" | "callback-guard-timeout-ms")
+        || matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto")
+        || name
+            .as_str()
+            .strip_prefix("callback-guard-")
+            .is_some_and(|rest| matches!(rest, "timeout-ms" | "delivery" | "attempt" | "age-ms"))
 }
 
 /// Whether a header makes a callback: no caller may take it away by naming it in `Connection`.
@@ -302,6 +306,59 @@ pub fn upstream_head(
     left: Duration,
     mut head: Vec<u8>,
 ) -> Vec<u8> {
+    lasting_head(callback, form, peer, &mut head);
+    time_and_length(&mut head, left, callback.body().len());
+    head.extend_from_slice(b"\r\n\r\n");
+    head
+}
+
+/// The part of a head that is the same in each attempt to deliver an event: all but what [`attempt_head`] adds.
+pub fn event_head(callback: &Callback, form: UpstreamForm, peer: IpAddr) -> Box<[u8]> {
+    let mut head = Vec::new();
+    lasting_head(callback, form, peer, &mut head);
+    head.into_boxed_slice()
+}
+
+/// What the app reads of an attempt to deliver an event.
+#[derive(Clone, Copy, Debug)]
+pub struct AttemptHeaders {
+    /// Names the event: the same in each attempt.
+    pub delivery: u128,
+    /// From 1.
+    pub attempt: u32,
+    /// Since the event was accepted.
+    pub age: Duration,
+    /// How long the app has.
+    pub timeout: Duration,
+    /// Bytes of the body.
+    pub length: usize,
+}
+
+/// The whole head of one attempt, in an empty buffer.
+pub fn attempt_head(lasting: &[u8], headers: AttemptHeaders, mut head: Vec<u8>) -> Vec<u8> {
+    let AttemptHeaders { delivery, attempt, age, timeout, length } = headers;
+    head.reserve(lasting.len() + 256);
+    head.extend_from_slice(lasting);
+    time_and_length(&mut head, timeout, length);
+    head.extend_from_slice(b"\r\nCallback-Guard-Delivery: ");
+    head.extend_from_slice(format!("{delivery:032x}").as_bytes());
+    head.extend_from_slice(b"\r\nCallback-Guard-Attempt: ");
+    decimal(&mut head, attempt.into());
+    head.extend_from_slice(b"\r\nCallback-Guard-Age-Ms: ");
+    decimal(&mut head, age.as_millis().try_into().unwrap_or(u64::MAX));
+    head.extend_from_slice(b"\r\n\r\n");
+    head
+}
+
+fn time_and_length(head: &mut Vec<u8>, left: Duration, length: usize) {
+    head.extend_from_slice(b"\r\nCallback-Guard-Timeout-Ms: ");
+    decimal(head, left.as_millis().try_into().unwrap_or(u64::MAX));
+    head.extend_from_slice(b"\r\nContent-Length: ");
+    decimal(head, length as u64);
+}
+
+/// All lines of a head but the last, whose end is missing.
+fn lasting_head(callback: &Callback, form: UpstreamForm, peer: IpAddr, head: &mut Vec<u8>) {
     let headers = callback.headers();
     let has_connection = headers.contains_key(header::CONNECTION);
     // Room for the body too: a small one goes out in the same write.
@@ -323,10 +380,10 @@ pub fn upstream_head(
         if callback.operation_id().replaces_header() && name == OPERATION_ID {
             continue;
         }
-        field(&mut head, name.as_str(), value.as_bytes());
+        field(head, name.as_str(), value.as_bytes());
     }
     if callback.operation_id().replaces_header() {
-        field(&mut head, OPERATION_ID, callback.operation_id().text.as_bytes());
+        field(head, OPERATION_ID, callback.operation_id().text.as_bytes());
     }
     head.extend_from_slice(b"X-Forwarded-For: ");
     for value in headers.get_all(&FORWARDED_FOR) {
@@ -339,17 +396,12 @@ pub fn upstream_head(
                 if place > 0 {
                     head.push(b'.');
                 }
-                short_decimal(&mut head, octet);
+                short_decimal(head, octet);
             }
         }
         IpAddr::V6(peer) => head.extend_from_slice(peer.to_string().as_bytes()),
     }
-    head.extend_from_slice(b"\r\nX-Forwarded-Proto: https\r\nCallback-Guard-Timeout-Ms: ");
-    decimal(&mut head, left.as_millis().try_into().unwrap_or(u64::MAX));
-    head.extend_from_slice(b"\r\nContent-Length: ");
-    decimal(&mut head, callback.body().len() as u64);
-    head.extend_from_slice(b"\r\n\r\n");
-    head
+    head.extend_from_slice(b"\r\nX-Forwarded-Proto: https");
 }
 
 /// Writes a header, its name in the form `X-Forwarded-For`.

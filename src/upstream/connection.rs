@@ -129,8 +129,8 @@ impl Connection {
     }
 
     /// Writes the request; an app that answers before it has read it all is listened to.
-    pub(super) async fn send(&mut self, request: &Request<'_>, head_limit: usize) -> io::Result<()> {
-        let mut rest = bytes::Buf::chain(&request.head[..], request.body);
+    pub(super) async fn send(&mut self, (head, body): (&[u8], &[u8]), head_limit: usize) -> io::Result<()> {
+        let mut rest = bytes::Buf::chain(head, body);
         let mut begun = false;
         while rest.has_remaining() {
             let mut slices = [IoSlice::new(&[]), IoSlice::new(&[])];
@@ -266,6 +266,36 @@ impl Connection {
             }
         };
         Ok((body, holding))
+    }
+
+    /// Reads a body that nobody looks at to its end; `false` if it has none within so many bytes.
+    pub(super) async fn skip_body(&mut self, framing: Framing, limit: usize, mut turn: Turn) -> bool {
+        let mut chunks = Chunks::Size;
+        let mut skipped = Vec::new();
+        let mut seen = 0;
+        loop {
+            let done = match framing {
+                Framing::UntilEnd => return false,
+                Framing::Length(length) => {
+                    let count = self.buffer.len().min(length - seen);
+                    self.buffer.advance(count);
+                    seen += count;
+                    seen == length
+                }
+                Framing::Chunked => {
+                    let Ok(done) = chunks.take(&mut self.buffer, &mut skipped) else { return false };
+                    seen += skipped.len();
+                    skipped.clear();
+                    done
+                }
+            };
+            if done {
+                return true;
+            }
+            if seen > limit || !matches!(self.more_in_turn(&mut turn).await, Ok(1..)) {
+                return false;
+            }
+        }
     }
 
     /// A small body is copied, so that the connection keeps its buffer; a large one takes the buffer along, of which the connection
