@@ -60,6 +60,7 @@ pub mod api_server;
 pub mod source;
 // floor 2: servers.
 pub mod server;
+pub mod deliveries;
 pub mod proxy;
 pub mod admin;
 pub mod controller;

@@ -24,10 +24,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::callback::SHOWN_OPERATION_ID;
 use crate::reply::{Origin, Why};
 use crate::verdict::{Finding, Findings, Verdict};
+pub use delivery::Delivery;
 pub use repeated::Repeated;
 pub use text::{is_unsafe, shown};
 use text::{quoted, safe};
 
+mod delivery;
 mod repeated;
 mod text;
 
@@ -244,9 +246,26 @@ pub struct Decision<'d> {
 impl Decision<'_> {
     /// Whether somebody should look at it: neither the app nor a rule decided, or OpenIM might have ended on what the app said.
     pub fn is_warning(&self) -> bool {
+        self.level() == LevelFilter::WARN
+    }
+
+    /// How much it matters. The line of an event that is delivered in the background is its last one, which comes later.
+    pub fn level(&self) -> LevelFilter {
         match self.origin {
-            Origin::Upstream | Origin::Rule => self.findings.has(Finding::CrashPrevented),
-            Origin::Fallback | Origin::Rejection => true,
+            Origin::Upstream | Origin::Rule if self.findings.has(Finding::CrashPrevented) => {
+                LevelFilter::WARN
+            }
+            Origin::Upstream | Origin::Rule => LevelFilter::INFO,
+            Origin::Fallback | Origin::Rejection => LevelFilter::WARN,
+            Origin::Queued => LevelFilter::DEBUG,
+        }
+    }
+
+    fn level_word(&self) -> &'static str {
+        match self.level() {
+            LevelFilter::WARN => "WARN",
+            LevelFilter::DEBUG => "DEBUG",
+            _ => "INFO",
         }
     }
 
@@ -271,7 +290,7 @@ impl Decision<'_> {
         line.push_str("{\"timestamp\":\"");
         line.push_str(stamp);
         line.push_str("\",\"level\":\"");
-        line.push_str(if self.is_warning() { "WARN" } else { "INFO" });
+        line.push_str(self.level_word());
         line.push_str("\",\"message\":\"Callback answered\",\"operationID\":");
         quoted(line, beginning(self.operation_id));
         if let Some(id) = self.header_operation_id {
@@ -310,7 +329,7 @@ impl Decision<'_> {
     }
 
     fn text(&self, line: &mut String, stamp: &str) {
-        let level = if self.is_warning() { "WARN" } else { "INFO" };
+        let level = self.level_word();
         let _ = write!(line, "{} {level:>5} ", stamp.get(11..23).unwrap_or(stamp));
         match self.verdict {
             Verdict::Allow => line.push_str("allow     "),
@@ -346,7 +365,7 @@ impl Decision<'_> {
 }
 
 /// The beginning of an operation ID or a command: both are as long as a caller likes.
-fn beginning(text: &str) -> &str {
+pub fn beginning(text: &str) -> &str {
     if text.len() <= SHOWN_OPERATION_ID {
         return text;
     }

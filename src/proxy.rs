@@ -31,6 +31,7 @@ use crate::callback::{Callback, Named, RawRequest};
 use crate::cause::Overload;
 use crate::deadlines::{Deadlines, End};
 use crate::decode::{DecodeThread, LARGE_BODY_BYTES};
+use crate::deliveries::Deliveries;
 use crate::drain::{self, Stage};
 use crate::held::{Account, Accounts, Holding};
 use crate::in_force::InForce;
@@ -51,6 +52,7 @@ use large::Large;
 use waiting::Waiting;
 
 mod admit;
+mod events;
 mod large;
 mod unread;
 mod waiting;
@@ -99,13 +101,15 @@ pub struct Shared {
     pub reuse: Arc<Reuse>,
     /// The last decisions.
     pub recent: Recent,
+    /// Events that are delivered in the background.
+    pub deliveries: Arc<Deliveries>,
 }
 
 /// One worker's proxy.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
-    upstream: Upstream,
+    upstream: Rc<Upstream>,
     recorder: Recorder,
     drain: drain::Watch,
     deadlines: Deadlines,
@@ -202,19 +206,20 @@ impl Proxy {
         let reuse = Arc::clone(&shared.reuse);
         let turns = Rc::new(Turns::default());
         let limits = (*max_answer_size, *max_header_size);
-        let upstream = Upstream::new(upstream.clone(), limits, reuse, &turns);
+        let upstream = Rc::new(Upstream::new(upstream.clone(), limits, reuse, &turns));
         let recorder = Recorder::new(Arc::clone(&shared.metrics));
         let (line, clock, generated) = (RefCell::default(), RefCell::default(), Cell::new(0));
         let (deadlines, no_rule) = (Deadlines::default(), Arc::from("none"));
         Proxy { shared, upstream, recorder, drain, deadlines, turns, no_rule, line, clock, generated }
     }
 
-    /// Ends each callback by its deadline, and gives long work its turns, for ever.
+    /// Ends each callback by its deadline, gives long work its turns, and delivers events, for ever.
     pub async fn keep_time(&self) -> Infallible {
         tokio::select! {
             biased;
             never = self.deadlines.keep(self.drain.clone()) => never,
             never = self.turns.keep() => never,
+            never = self.shared.deliveries.run(&self.upstream) => never,
         }
     }
 
@@ -345,6 +350,9 @@ impl Proxy {
             Decision::Answer { answer, by } => {
                 notes.decided_by(by);
                 Reply::rule(answer, callback, noticed)
+            }
+            Decision::Ask(plan) if let Some(after) = plan.background() => {
+                self.accept_event((callback, asking.peer), (&plan, *after), noticed, notes)
             }
             Decision::Ask(plan) => {
                 let deadline = started + plan.timeout;
@@ -524,8 +532,7 @@ impl Proxy {
         let mut clock = self.clock.borrow_mut();
         let stamp = clock.stamp(now);
         decision.write(&mut line, Format::Json, stamp);
-        let level = if decision.is_warning() { LevelFilter::WARN } else { LevelFilter::INFO };
-        let logged = level <= self.shared.config.log_level;
+        let logged = decision.level() <= self.shared.config.log_level;
         let format = self.shared.config.log_format;
         if reply.why() == Why::Rejection(RejectionCause::Unauthorized) {
             return self.record_stranger(decision, logged.then_some(format), stamp, &line);

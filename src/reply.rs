@@ -23,11 +23,14 @@ pub enum Origin {
     Fallback,
     /// The guard, because the request is no callback.
     Rejection,
+    /// The guard, because nobody reads the answer: the event is delivered in the background.
+    Queued,
 }
 
 impl Origin {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Origin; 4] = [Origin::Upstream, Origin::Rule, Origin::Fallback, Origin::Rejection];
+    pub const ALL: [Origin; 5] =
+        [Origin::Upstream, Origin::Rule, Origin::Fallback, Origin::Rejection, Origin::Queued];
 
     /// The word for headers, metrics and logs.
     pub const fn label(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Origin {
             Origin::Rule => "rule",
             Origin::Fallback => "fallback",
             Origin::Rejection => "rejection",
+            Origin::Queued => "queued",
         }
     }
 }
@@ -117,6 +121,11 @@ impl Reply {
         let (verdict, body) = written(answer, Some(callback));
         let (status, origin, why) = (StatusCode::OK, Origin::Rule, Why::Nothing);
         Reply { status, body, verdict, origin, why, findings: noticed, headers: None, is_counted: false }
+    }
+
+    /// The answer to an event that was accepted for a delivery in the background.
+    pub fn queued(callback: &Callback, noticed: Findings) -> Reply {
+        Reply { origin: Origin::Queued, ..Reply::rule(Answer::Allow, callback, noticed) }
     }
 
     /// A rule's fallback for a cause.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use callback_guard::after::Loss;
 use callback_guard::callback::command::{self, Notifications, Phase, SafeDefault};
 use callback_guard::callback::rejection::RejectionCause;
 use callback_guard::cause::{Cause, Overload};
@@ -477,6 +478,43 @@ fn the_document_of_causes_and_commands_is_what_the_tables_say() {
         writeln!(text, "| `{}` | {servers} |", command.name).expect("a string");
     }
     generated("docs/causes-and-commands.md", &text);
+}
+
+#[test]
+fn the_tables_of_the_document_of_events_are_those_the_program_uses() {
+    let mut losses = String::from("| reason | when |\n|---|---|\n");
+    for loss in Loss::ALL {
+        writeln!(losses, "| `{}` | {} |", loss.label(), loss.when()).expect("a string");
+    }
+    let catalogue: serde_json::Value =
+        serde_json::from_str(&read("src/callback/callbacks.json")).expect("the catalogue is JSON");
+    let mut commands = String::from(
+        "| command | key | needs an order | OpenIM sends it | an app recognizes a repeat by |\n|---|---|---|---|---|\n",
+    );
+    for command in command::all().iter().filter(|command| command.phase == Phase::After) {
+        let entries = catalogue.as_array().expect("an array");
+        let entry = entries.iter().find(|entry| entry["command"] == command.name).expect("an entry");
+        let keys: Vec<_> = command
+            .order_keys
+            .iter()
+            .map(|key| format!("{} (`{}`)", key.kind.label(), key.fields.join("`, `")))
+            .collect();
+        let keys = if keys.is_empty() { "none".to_owned() } else { keys.join(", else ") };
+        let needs = if entry["needsOrder"] == true { "yes" } else { "no" };
+        let text = |key: &str| entry[key].as_str().expect("a text").to_owned();
+        let (repeats, dedupe) = (text("repeats"), text("dedupeBy"));
+        writeln!(commands, "| `{}` | {keys} | {needs} | {repeats} | {dedupe} |", command.name)
+            .expect("a string");
+    }
+    let path = "docs/after.md";
+    let mut page = read(path);
+    for (mark, table) in [("losses", losses), ("commands", commands)] {
+        let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
+        let (before, rest) = page.split_once(&begin).expect("the table begins");
+        let (_, after) = rest.split_once(&end).expect("the table ends");
+        page = format!("{before}{begin}{table}{end}{after}");
+    }
+    generated(path, &page);
 }
 
 /// A section of the reference of metrics: what one program registers.

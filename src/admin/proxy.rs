@@ -5,6 +5,8 @@
 //! | `GET /policy` | what is in force, as JSON, and why the last edit is not |
 //! | `GET /decisions` | the last 300, the newest first, as JSON; no content of messages |
 //! | `GET /` | the same for people |
+//! | `GET /after` | the queue of events, as JSON |
+//! | `POST /after/drop` | gives up all events in the queue |
 //! | `POST /drain` | the pod is ending |
 
 use std::fmt::Write as _;
@@ -17,6 +19,7 @@ use tracing::info;
 
 use super::page::{self, escaped, row};
 use super::{Answer, Pages, Route};
+use crate::deliveries::Deliveries;
 use crate::drain::{Drain, Stage};
 use crate::held::Held;
 use crate::metrics::Metrics;
@@ -26,6 +29,8 @@ use crate::ready::Readiness;
 use crate::source::Publisher;
 use crate::status::Recent;
 use crate::tls::{self, Tls};
+
+mod events;
 
 /// Columns of the table of decisions, by the keys of their log line.
 const COLUMNS: [&str; 8] =
@@ -44,6 +49,8 @@ pub struct ProxyPages {
     pub drain: Arc<Drain>,
     /// The last decisions.
     pub recent: Recent,
+    /// Events that are delivered in the background.
+    pub deliveries: Arc<Deliveries>,
     /// Bytes held.
     pub held: Held,
     /// The certificate, once there is one.
@@ -60,6 +67,8 @@ impl Pages for ProxyPages {
     const ROUTES: &'static [Route<ProxyPages>] = &[
         Route { path: "/policy", method: Method::GET, answer: |pages| super::json(&pages.policy()) },
         Route { path: "/decisions", method: Method::GET, answer: ProxyPages::decisions },
+        Route { path: "/after", method: Method::GET, answer: |pages| super::json(&events::json(pages)) },
+        Route { path: "/after/drop", method: Method::POST, answer: events::drop_all },
         Route { path: "/drain", method: Method::POST, answer: ProxyPages::drain },
     ];
 
@@ -73,6 +82,7 @@ impl Pages for ProxyPages {
 
     fn metrics(&self, audience: Audience) -> String {
         let held = (self.held.bytes(), self.held.limit());
+        self.metrics.after().queue(&self.deliveries.status());
         self.metrics.text(audience, &self.policy.current(), held, SystemTime::now())
     }
 
@@ -169,8 +179,9 @@ fn render(pages: &ProxyPages) -> String {
         row(&mut out, &format!("breaker of {rule}"), breaker.state().label());
     }
     out.push_str("</table>");
+    events::section(&mut out, pages);
     decisions(&mut out, &pages.recent.lines());
-    out.push_str("<p class=dim><a href=/policy>policy</a> · <a href=/decisions>decisions</a> · <a href=/metrics>metrics</a>");
+    out.push_str("<p class=dim><a href=/policy>policy</a> · <a href=/decisions>decisions</a> · <a href=/after>events</a> · <a href=/metrics>metrics</a>");
     out
 }
 

@@ -28,11 +28,13 @@ pub enum Overload {
     OpenFiles,
     /// Large bodies that wait to be decoded.
     Decoding,
+    /// Events that wait for the app: `--after-queue` and `--after-queue-bytes`.
+    AfterQueue,
 }
 
 impl Overload {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Overload; 11] = [
+    pub const ALL: [Overload; 12] = [
         Overload::InFlight(Exhausted::Process),
         Overload::InFlight(Exhausted::Caller),
         Overload::InFlight(Exhausted::Command),
@@ -44,6 +46,7 @@ impl Overload {
         Overload::Held(Exhausted::CallersCommand),
         Overload::OpenFiles,
         Overload::Decoding,
+        Overload::AfterQueue,
     ];
 
     /// The word used in metrics.
@@ -60,6 +63,7 @@ impl Overload {
             Overload::Held(Exhausted::CallersCommand) => "held-caller-command",
             Overload::OpenFiles => "open-files",
             Overload::Decoding => "decoding",
+            Overload::AfterQueue => "after-queue",
         }
     }
 
@@ -91,6 +95,9 @@ impl Overload {
             Overload::Decoding => {
                 "as many large bodies wait to be decoded as --max-held and --max-in-flight let in"
             }
+            Overload::AfterQueue => {
+                "the queue of events is at --after-queue or --after-queue-bytes, or this command has half of it"
+            }
         }
     }
 
@@ -110,6 +117,9 @@ impl Overload {
             }
             Overload::OpenFiles => "raise the limit of open files (`ulimit -Hn`)",
             Overload::Decoding => "find out who sends or answers with bodies above 16 KiB",
+            Overload::AfterQueue => {
+                "find out why the app does not take events, or raise `--after-queue` and `--after-queue-bytes`"
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::basic_auth::{self, BasicAuth};
 use crate::callback::OPERATION_ID_LIMIT;
 use crate::cgroup::Cgroup;
 use crate::decode::DecodeThread;
+use crate::deliveries::Deliveries;
 use crate::descriptors::{self, Shortage};
 use crate::drain::{self, Drain, Stage};
 use crate::files::Fingerprint;
@@ -43,6 +44,7 @@ use crate::upstream::{KEPT_CONNECTIONS, Reuse};
 
 pub(super) use certificate::load_client_ca;
 
+mod after;
 mod backstop;
 mod certificate;
 mod max_connections;
@@ -166,9 +168,12 @@ impl Loaded {
             Some(_) => None,
             None => Some(Follower::start(Cgroup::own(), held.clone(), Found::log)),
         };
+        let deliveries =
+            after::deliveries(config, self.in_force.clone(), Arc::clone(&self.metrics), self.log.clone());
         let shared = Arc::new(Shared {
             config: proxy_config(config),
             in_force: self.in_force,
+            deliveries: Arc::clone(&deliveries),
             auth: self.auth,
             metrics: Arc::clone(&self.metrics),
             log: self.log,
@@ -185,6 +190,7 @@ impl Loaded {
             readiness: readiness.clone(),
             drain: Arc::clone(&drain),
             recent: shared.recent.clone(),
+            deliveries,
             held,
             tls: Arc::clone(&tls),
             configmap: config.policy_configmap.as_ref().map(ToString::to_string),
@@ -253,6 +259,7 @@ impl Service {
             }
         };
         let tls = self.tls.get_or_init(|| tls).clone();
+        let deliveries = Arc::clone(&self.shared.deliveries);
         let threads = Threads {
             shared: self.shared,
             tls: tls.clone(),
@@ -277,19 +284,21 @@ impl Service {
             upstream.addr = %config.upstream,
             "Listening"
         );
-        live(signals, died, &self.drain, &self.metrics, &threads.accepting, config).await
+        let end = End {
+            drain: &self.drain,
+            metrics: &self.metrics,
+            deliveries: &deliveries,
+            accepting: &threads.accepting,
+            config,
+        };
+        let code = live(signals, died, &end).await;
+        deliveries.close();
+        code
     }
 }
 
 /// Waits for the signal, and then for the end. Gives the exit code.
-async fn live(
-    mut signals: Signals,
-    mut died: mpsc::UnboundedReceiver<()>,
-    drain: &Drain,
-    metrics: &Metrics,
-    accepting: &AtomicBool,
-    config: &args::Proxy,
-) -> u8 {
+async fn live(mut signals: Signals, mut died: mpsc::UnboundedReceiver<()>, end: &End<'_>) -> u8 {
     tokio::select! {
         signal = signals.next() => info!(signal, "Ending"),
         _ = died.recv() => {
@@ -298,7 +307,7 @@ async fn live(
         }
     }
     tokio::select! {
-        () = end(drain, metrics, accepting, config) => {
+        () = end.run() => {
             info!("Everything is answered");
             0
         }
@@ -312,7 +321,7 @@ async fn live(
 /// Most files that the process has open at once, by its bounds: callers, the app, idle connections to it, the admin port.
 fn open_files(config: &args::Proxy, max_connections: usize) -> u64 {
     let workers = config.workers * (KEPT_CONNECTIONS + FAREWELLS);
-    let bounds = max_connections + config.max_in_flight + workers;
+    let bounds = max_connections + config.max_in_flight + config.after.in_flight + workers;
     (bounds + config.admin_limits.connections + OTHER_FILES) as u64
 }
 
@@ -343,29 +352,50 @@ fn warn_of_a_short_grace_period(config: &args::Proxy) {
     }
 }
 
-/// Goes through the stages of the end, each as long as it needs and no longer than it may.
-async fn end(drain: &Drain, metrics: &Metrics, accepting: &AtomicBool, config: &args::Proxy) {
-    let watch = drain.watch();
-    let signalled = Instant::now();
-    // Told before the signal that the pod is ending: the pod's clock has been running since then.
-    let since = if watch.stage() == Stage::Leaving { watch.since() } else { signalled };
-    let last = since + config.grace_period - BEFORE_THE_KILL;
-    drain.advance(Stage::Ending, signalled);
-    tokio::time::sleep_until((since + config.drain_delay).min(last).into()).await;
-    drain.advance(Stage::Closed, Instant::now());
-    // What is cut has to be written, and idle connections to be closed, before the pod's own end.
-    let latest_cut = last.checked_sub(2 * LAST_WRITES).unwrap_or(signalled).max(signalled);
-    let cut = (Instant::now() + config.drain_timeout).min(latest_cut);
-    // Whoever was in the queue is counted once the accept loop is over.
-    let all_gone = || !accepting.load(Ordering::Acquire) && metrics.connections() == 0;
-    if wait(cut, all_gone).await {
+/// What the end of the process has to do with.
+struct End<'e> {
+    drain: &'e Drain,
+    metrics: &'e Metrics,
+    deliveries: &'e Deliveries,
+    /// Whether the accept loop goes on.
+    accepting: &'e AtomicBool,
+    config: &'e args::Proxy,
+}
+
+impl End<'_> {
+    /// Goes through the stages of the end, each as long as it needs and no longer than it may.
+    async fn run(&self) {
+        let End { drain, metrics, config, .. } = self;
+        let watch = drain.watch();
+        let signalled = Instant::now();
+        // Told before the signal that the pod is ending: the pod's clock has been running since then.
+        let since = if watch.stage() == Stage::Leaving { watch.since() } else { signalled };
+        let last = since + config.grace_period - BEFORE_THE_KILL;
+        drain.advance(Stage::Ending, signalled);
+        self.deliveries.hurry();
+        tokio::time::sleep_until((since + config.drain_delay).min(last).into()).await;
+        drain.advance(Stage::Closed, Instant::now());
+        // What is cut has to be written, and idle connections to be closed, before the pod's own end.
+        let latest_cut = last.checked_sub(2 * LAST_WRITES).unwrap_or(signalled).max(signalled);
+        let cut = (Instant::now() + config.drain_timeout).min(latest_cut);
+        // Whoever was in the queue is counted once the accept loop is over.
+        let all_gone = || !self.accepting.load(Ordering::Acquire) && metrics.connections() == 0;
+        let delivered = || self.deliveries.are_over(signalled);
+        wait(cut, || all_gone() && delivered()).await;
+        let cut_short = !all_gone();
+        if cut_short {
+            drain.advance(Stage::Cut, Instant::now());
+            wait(Instant::now() + LAST_WRITES, || metrics.in_flight() == 0).await;
+        }
+        // An app in the same pod that still answers gets what there is time for.
+        if !after::is_remote(&config.upstream) {
+            wait(latest_cut, delivered).await;
+        }
         drain.advance(Stage::Over, Instant::now());
-        return;
+        if cut_short {
+            wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;
+        }
     }
-    drain.advance(Stage::Cut, Instant::now());
-    wait(Instant::now() + LAST_WRITES, || metrics.in_flight() == 0).await;
-    drain.advance(Stage::Over, Instant::now());
-    wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;
 }
 
 async fn wait(until: Instant, done: impl Fn() -> bool) -> bool {

@@ -26,8 +26,10 @@ use tracing::level_filters::LevelFilter;
 
 use super::choices;
 use super::memory::{begin_peak, live, peak};
+use crate::after::Bounds;
 use crate::callback::target::UpstreamForm;
 use crate::decode::{DecodeThread, LARGE_BODY_BYTES};
+use crate::deliveries::{self, Deliveries};
 use crate::drain::{Drain, Watch};
 use crate::held::{Accounts, Held};
 use crate::in_force::{InForce, SourceKind};
@@ -290,7 +292,19 @@ impl World {
             log_level: LevelFilter::OFF,
             log_format: Format::Json,
         };
+        let deliveries = Deliveries::new(
+            deliveries::Config {
+                bounds: Bounds { events: 16, bytes: 64 << 10, in_flight: 1 },
+                upstream_form: UpstreamForm::AsReceived,
+                log_level: LevelFilter::OFF,
+                log_format: Format::Json,
+            },
+            self.in_force.clone(),
+            Arc::clone(&self.metrics),
+            Queue::unwritten(),
+        );
         let shared = Shared {
+            deliveries: Arc::new(deliveries),
             config,
             in_force: self.in_force.clone(),
             auth: None,

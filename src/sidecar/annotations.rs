@@ -64,7 +64,7 @@ const HOUR: u32 = 3600;
 pub const NOT_SET: &str = "";
 
 /// Every annotation under our prefix.
-pub const TABLE: [Annotation; 26] = [
+pub const TABLE: [Annotation; 28] = [
     field(
         "upstream-port",
         Kind::Port { least: 1 },
@@ -155,13 +155,25 @@ pub const TABLE: [Annotation; 26] = [
         Kind::Memory,
         "256Mi",
         "the memory limit; up to half of it holds callbacks and answers (`proxy --max-held`), up to a quarter connections \
-         (`proxy --max-connections`)",
+         (`proxy --max-connections`), up to an eighth events that wait for the app (`proxy --after-queue-bytes`)",
     ),
     flag(
         "workers",
         Kind::Count { least: 1, most: 64 },
         "1",
         "threads that answer callbacks: `proxy --workers`",
+    ),
+    flag(
+        "after-in-flight",
+        Kind::Count { least: 1, most: 1024 },
+        "16",
+        "events of after-commands sent to the app at once: `proxy --after-in-flight`",
+    ),
+    flag(
+        "after-queue",
+        Kind::Count { least: 1, most: 99_999 },
+        "10000",
+        "events that wait for the app, or are being sent to it: `proxy --after-queue`. Their memory is an eighth of the memory limit",
     ),
     flag("log-level", Kind::OneOf(&["off", "error", "warn", "info", "debug"]), "info", "`proxy --log-level`"),
     flag(

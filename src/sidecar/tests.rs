@@ -520,6 +520,8 @@ fn every_annotation_takes_its_own_default_and_a_value_of_each_kind_acts() {
         ("memory-limit", "2Gi", "\"memory\":\"2Gi\""),
         ("run-as-user", "1000", "\"runAsUser\":1000"),
         ("workers", "4", "--workers=4"),
+        ("after-in-flight", "8", "--after-in-flight=8"),
+        ("after-queue", "5000", "--after-queue=5000"),
         ("log-level", "debug", "--log-level=debug"),
         ("drain-delay", "0s", "--drain-delay=0s"),
         ("drain-timeout", "1m", "--drain-timeout=1m"),

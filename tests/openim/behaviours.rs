@@ -109,6 +109,8 @@ fn the_key_of_newer_servers_travels_untouched() {
         "do": "post", "url": format!("{}/{name}?{query}", url(&guard)), "operationID": "op-1", "request": request(known(name)),
     });
     assert_eq!(said(&one(&mut judge(false), job)), "allowed");
+    // It was answered before the app had it.
+    guard.wait_for_log(|line| line.contains("Event delivered"));
     assert_eq!(app.asked()[0].target(), format!("/cb/{name}?{query}"));
 }
 

@@ -190,11 +190,12 @@ pub(crate) fn said(conclusion: &Json) -> String {
     }
 }
 
-fn guard(app: Option<&App>, fallback: &str, does: Does) -> Guard {
+fn guard(app: Option<&App>, fallback: &str, does: Does, delivery: &str) -> Guard {
     // An app that says something is waited for, also on a machine that is busy with other things.
     let timeout = if does == Does::SaysNothing { "300ms" } else { "4s" };
     let policy = format!(
-        "defaults: {{timeout: {timeout}, fallback: {fallback}, deny: {{errMsg: later, errDlt: why}}}}"
+        "defaults: {{timeout: {timeout}, fallback: {fallback}, deny: {{errMsg: later, errDlt: why}}, \
+         after: {{delivery: {delivery}}}}}"
     );
     let guard = Guard::with(policy);
     match app {
@@ -241,7 +242,7 @@ fn with_the_guard_openim_concludes_what_the_policy_says_for_every_command_and_fa
         for does in Does::ALL {
             for fallback in ["Allow", "Deny"] {
                 let app = (does != Does::IsNotThere).then(|| App::start(move |asked| does.acts(asked)));
-                let guard = guard(app.as_ref(), fallback, does);
+                let guard = guard(app.as_ref(), fallback, does, "Inline");
                 let url = format!("https://localhost:{}/cb", guard.listen().port());
                 let job = |command: &Command| {
                     if has_structs(command) { call(command, &url, 10) } else { raw_call(command, &url, 10) }
@@ -262,6 +263,27 @@ fn with_the_guard_openim_concludes_what_the_policy_says_for_every_command_and_fa
             }
         }
         assert!(wrong.is_empty(), "h1 {h1}: {} wrong: {wrong:#?}", wrong.len());
+    }
+}
+
+#[test]
+fn an_after_command_in_the_background_is_allowed_whatever_the_app_does() {
+    for h1 in [false, true] {
+        let mut judge = judge(h1);
+        let with_structs = judge.commands();
+        let after = || {
+            let commands = command::all().iter().filter(|command| command.phase == Phase::After);
+            commands.filter(|command| with_structs.iter().any(|name| name == command.name))
+        };
+        for does in Does::ALL {
+            let app = (does != Does::IsNotThere).then(|| App::start(move |asked| does.acts(asked)));
+            let guard = guard(app.as_ref(), "Deny", does, "Background");
+            let url = format!("https://localhost:{}/cb", guard.listen().port());
+            let jobs = after().map(|command| call(command, &url, 10)).collect();
+            for (command, conclusion) in after().zip(batch(&mut judge, jobs)) {
+                assert_eq!(said(&conclusion), "allowed", "h1 {h1}: {does:?} {}", command.name);
+            }
+        }
     }
 }
 
@@ -326,7 +348,7 @@ fn after_a_default_allow_or_an_incomplete_one_openim_applies_the_request_as_it_w
     let zero = r#"{"actionCode":0,"errCode":0,"errMsg":"","errDlt":"","nextCode":0,"groupID":"","groupName":"","notification":"","introduction":"","faceURL":""}"#;
     for answer in [None, Some(ALLOW), Some("{}"), Some("null"), Some(zero)] {
         let app = answer.map(App::answering);
-        let guard = guard(app.as_ref(), "Allow", Does::Allows);
+        let guard = guard(app.as_ref(), "Allow", Does::Allows, "Inline");
         let url = format!("https://localhost:{}/cb", guard.listen().port());
         for name in ["callbackBeforeSetGroupInfoCommand", "callbackBeforeSetGroupInfoExCommand"] {
             let conclusion = judge.ask([call(known(name), &url, 10)].into_iter()).remove(0);
@@ -397,7 +419,7 @@ fn side_by_side(judge: &mut Judge, jobs: impl Fn(&str, u32) -> Vec<Json>) -> Str
         let direct = told(&url, 1);
         write!(table, "| {} | {direct} |", does.words()).expect("a string");
         for fallback in ["Allow", "Deny"] {
-            let guard = guard(app.as_ref(), fallback, does);
+            let guard = guard(app.as_ref(), fallback, does, "Inline");
             let url = format!("https://localhost:{}/cb", guard.listen().port());
             write!(table, " {} |", told(&url, 10)).expect("a string");
         }

@@ -11,9 +11,12 @@ const COMMAND: &str = "callbackBeforeSendSingleMsgCommand";
 const UPSTREAM: &str = "allow upstream -";
 
 /// Where each flag is seen to work: a test of this folder that gives it.
-const SEEN: [(&str, &str, &str); 35] = [
+const SEEN: [(&str, &str, &str); 38] = [
     ("--admin-listen", "effects", "listeners_are_where_they_are_said_to_be"),
     ("--admin-timeout", "admin", "a_connection_lasts_as_long_as_the_flag_says"),
+    ("--after-in-flight", "after", "deliveries_have_a_limit_of_their_own"),
+    ("--after-queue", "after", "a_full_queue_drops_the_newcomer_and_one_command_has_half_of_it"),
+    ("--after-queue-bytes", "after", "a_full_queue_drops_the_newcomer_and_one_command_has_half_of_it"),
     ("--allow-remote-upstream", "effects", "an_app_elsewhere_is_asked_only_where_that_is_allowed"),
     ("--basic-auth-file", "callers", "a_caller_without_the_right_password_is_not_let_in"),
     ("--client-ca", "callers", "a_caller_without_a_certificate_of_the_authority_is_not_let_in"),

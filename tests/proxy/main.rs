@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod after;
 mod bad_input;
 mod cache;
 mod callers;

@@ -23,7 +23,7 @@ const DENY: &str =
 
 fn policy(timeout: &str, more: &str) -> String {
     let mut text = format!(
-        "defaults:\n  callerTimeout: 15s\n  timeout: {timeout}\n  \
+        "defaults:\n  callerTimeout: 15s\n  timeout: {timeout}\n  after: {{delivery: Inline}}\n  \
          deny: {{errCode: 5101, errMsg: 'no \"verdict\"', errDlt: of the app}}\nrules:\n"
     );
     for (name, command, fallback, _) in RULES {

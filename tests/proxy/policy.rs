@@ -31,7 +31,7 @@ rules:
   - {name: pushes, match: {commands: [callbackBeforePushCommand, "callbackBefore*PushCommand"]}}
   - {name: friends, match: {commands: [callbackBeforeAddFriendCommand]}}
   - {name: newcomers, match: {phase: [Unknown]}}
-  - {name: past, match: {phase: [After]}}
+  - {name: past, match: {phase: [After]}, after: {delivery: Inline}}
 "#;
     let single = || Call::new(SINGLE).with("sendID", "u1").with("recvID", "u2");
     let rows = [

@@ -16,6 +16,10 @@ use crate::source::{config_map, file};
 use crate::tls;
 use crate::upstream::Address;
 
+mod after;
+
+use after::AfterLimits;
+
 /// Default ports of the two listeners, on every address of the pod.
 pub const LISTEN_PORT: u16 = 8443;
 /// See [`LISTEN_PORT`].
@@ -141,6 +145,13 @@ proxy_args! {
     /// Memory for callbacks in progress, shared in the same way; beyond it, the fallback for `overloaded` [default: half of the container's memory
     /// limit, followed when it changes; 256MiB without one]
     max_held "max-held" "CALLBACK_GUARD_MAX_HELD" "SIZE" "";
+    /// Events of after-commands sent to the app at once; OpenIM has its answer by then
+    after_in_flight "after-in-flight" "CALLBACK_GUARD_AFTER_IN_FLIGHT" "COUNT" after::IN_FLIGHT;
+    /// Events that wait for the app or are being sent to it; one command may have half of them, and further ones are lost
+    after_queue "after-queue" "CALLBACK_GUARD_AFTER_QUEUE" "COUNT" "10000";
+    /// Memory for these events; one command may have half of it [default: an eighth of the container's memory limit at the start;
+    /// 32MiB without one]
+    after_queue_bytes "after-queue-bytes" "CALLBACK_GUARD_AFTER_QUEUE_BYTES" "SIZE" "";
     /// Body of a callback
     max_request_size "max-request-size" "CALLBACK_GUARD_MAX_REQUEST_SIZE" "SIZE" MAX_REQUEST_SIZE;
     /// Body of the app's answer
@@ -209,6 +220,8 @@ pub struct Proxy {
     pub max_in_flight: usize,
     /// `--max-held`, bytes; `None`: half of the container's memory limit.
     pub max_held: Option<usize>,
+    /// `--after-in-flight`, `--after-queue` and `--after-queue-bytes`
+    pub after: AfterLimits,
     /// `--max-request-size`, bytes
     pub max_request_size: usize,
     /// `--max-answer-size`, bytes
@@ -258,14 +271,7 @@ impl ProxyArgs {
         let tls = tls_source(self, problems);
         let tls_wait = tls_wait(self, problems);
         let upstream = upstream(self, problems);
-        let upstream_form = problems.read("--upstream-form", &self.upstream_form, |text| {
-            let forms = [
-                ("as-received", UpstreamForm::AsReceived),
-                ("path", UpstreamForm::Path),
-                ("query", UpstreamForm::Query),
-            ];
-            one_of(text, &forms)
-        });
+        let upstream_form = upstream_form(self, problems);
         let upstream_reuse = problems.switch("--upstream-reuse", &self.upstream_reuse);
         let policy_configmap =
             problems.read_optional("--policy-configmap", &self.policy_configmap, str::parse);
@@ -275,6 +281,7 @@ impl ProxyArgs {
         let max_connections = problems.optional_count("--max-connections", &self.max_connections, 1, MOST);
         let max_in_flight = problems.count("--max-in-flight", &self.max_in_flight, 1, MOST);
         let max_held = problems.optional_size("--max-held", &self.max_held, LEAST_HELD, usize::MAX / 2);
+        let after = after::limits(self, problems);
         let max_request_size = problems.size("--max-request-size", &self.max_request_size, 1024, 1024 * MIB);
         let max_answer_size = problems.size("--max-answer-size", &self.max_answer_size, 1024, 1024 * MIB);
         let max_header_size = problems.size("--max-header-size", &self.max_header_size, 4096, 4 * MIB);
@@ -309,6 +316,7 @@ impl ProxyArgs {
             max_connections: max_connections?,
             max_in_flight: max_in_flight?,
             max_held: max_held?,
+            after: after?,
             max_request_size: max_request_size?,
             max_answer_size: max_answer_size?,
             max_header_size: max_header_size?,
@@ -378,6 +386,17 @@ fn tls_source(typed: &ProxyArgs, problems: &mut Problems) -> Option<TlsSource> {
         (None, Some(_), false) => problems.add("--tls-cert", "is missing beside --tls-key"),
     }
     None
+}
+
+fn upstream_form(typed: &ProxyArgs, problems: &mut Problems) -> Option<UpstreamForm> {
+    problems.read("--upstream-form", &typed.upstream_form, |text| {
+        let forms = [
+            ("as-received", UpstreamForm::AsReceived),
+            ("path", UpstreamForm::Path),
+            ("query", UpstreamForm::Query),
+        ];
+        one_of(text, &forms)
+    })
 }
 
 fn tls_wait(typed: &ProxyArgs, problems: &mut Problems) -> Option<bool> {

@@ -204,6 +204,8 @@ fn no_policy_costs_more_than_a_hundredth_of_the_budget_for_a_pod_of_20_container
             "listen-port" => "8443",
             "admin-port" => "9090",
             "workers" => "2",
+            "after-in-flight" => "8",
+            "after-queue" => "5000",
             "run-as-user" => "1000",
             _ => "name",
         };
