@@ -28,7 +28,7 @@ import (
 
 // job is what is asked.
 type job struct {
-	// Do is "commands", "read", "request", "call", "async", "post", "steady" or "batch".
+	// Do is "commands", "read", "request", "call", "async", "post", "steady", "messages" or "batch".
 	Do string `json:"do"`
 	// Command selects the structs.
 	Command string `json:"command"`
@@ -52,8 +52,11 @@ type job struct {
 	// there, for five minutes at most.
 	Rounds int    `json:"rounds"`
 	Until  string `json:"until"`
-	// Pause, for "steady": milliseconds between two calls.
+	// Pause, for "steady" and "messages": milliseconds between two calls.
 	Pause int `json:"pause"`
+	// After, for "messages": the after-command, and AfterRequest its request.
+	After        string          `json:"after"`
+	AfterRequest json.RawMessage `json:"afterRequest"`
 }
 
 // conclusion is what OpenIM made of it.
@@ -284,6 +287,38 @@ func steady(j job) any {
 	return counts
 }
 
+// messages does for each of Times messages what OpenIM's SendMsg does: it asks about the message, if Command is set, and then
+// reports it with AsyncPost, which waits for 3 s if its queue is full. Gives the milliseconds that each sender waited. In the
+// requests OPERATION stands for the ID of the message.
+func messages(j job) any {
+	waited := make([]float64, 0, j.Times)
+	for i := range j.Times {
+		id := fmt.Sprintf("message-%d", i)
+		filled := func(request json.RawMessage, into any) error {
+			return json.Unmarshal(bytes.ReplaceAll(request, []byte("OPERATION"), []byte(id)), into)
+		}
+		after := commands[j.After]
+		event, response := after.request(), after.response()
+		if err := filled(j.AfterRequest, event); err != nil {
+			return conclusion{Verdict: "error", Message: "the request does not fit its struct: " + err.Error()}
+		}
+		began := time.Now()
+		if j.Command != "" {
+			before := j
+			before.OperationID = id
+			before.Request = bytes.ReplaceAll(j.Request, []byte("OPERATION"), []byte(id))
+			if c := call(before); c.Verdict != "allowed" {
+				return c
+			}
+		}
+		ctx := context.WithValue(context.Background(), constant.OperationID, id)
+		client(j.URL).AsyncPost(ctx, j.After, event, response, &config.AfterConfig{Enable: true, Timeout: j.Timeout})
+		waited = append(waited, float64(time.Since(began).Microseconds())/1000)
+		time.Sleep(time.Duration(j.Pause) * time.Millisecond)
+	}
+	return waited
+}
+
 func batch(jobs []job) []any {
 	out := make([]any, len(jobs))
 	var group sync.WaitGroup
@@ -320,6 +355,8 @@ func do(j job) any {
 		return post(j)
 	case j.Do == "steady":
 		return steady(j)
+	case j.Do == "messages":
+		return messages(j)
 	case j.Do == "batch":
 		return batch(j.Jobs)
 	default:
