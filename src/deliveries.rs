@@ -30,14 +30,14 @@ use crate::wire;
 mod attempt;
 
 /// What an event takes in memory beside its own bytes: its places in the queue, the text of its last failure, and what the allocator
-/// adds. Measured with 10,000 events of 2 KiB: 0.8 KiB each.
+/// adds. 0.6 KiB without a failure, measured with 10,000 events by `cargo bench --bench events`.
 const EVENT_BYTES: usize = 1 << 10;
 
 /// How often it is looked whether an override's pause is over.
 const PAUSE_LOOK: Duration = Duration::from_secs(1);
 
 /// Most events that are given up in one go: each is a line in the log.
-const EXPIRED_AT_ONCE: usize = 64;
+const GIVEN_UP_AT_ONCE: usize = 64;
 
 /// What deliveries are made of.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl Deliveries {
             for start in starts {
                 tokio::task::spawn_local(Arc::clone(self).attempt(Rc::clone(upstream), start));
             }
-            let more = expired.len() >= EXPIRED_AT_ONCE;
+            let more = expired.len() >= GIVEN_UP_AT_ONCE;
             expired.iter().for_each(|ended| self.report(ended, None));
             if more {
                 tokio::task::yield_now().await;
@@ -220,7 +220,7 @@ impl Deliveries {
             return (starts, expired, None);
         }
         let paused = self.pauses();
-        while expired.len() < EXPIRED_AT_ONCE
+        while expired.len() < GIVEN_UP_AT_ONCE
             && let Some(ended) = queue.expire(now)
         {
             expired.push(ended);
@@ -261,10 +261,21 @@ impl Deliveries {
 
     /// Gives up all that is not being sent. Returns how many.
     pub fn drop_all(&self) -> usize {
-        let dropped = lock(&self.queue).drop_all(Instant::now());
-        dropped.iter().for_each(|ended| self.report(ended, None));
-        self.changed.notify_one();
-        dropped.len()
+        lock(&self.queue).drop_all();
+        let mut count = 0;
+        loop {
+            // Workers wait for the lock no longer than for a few events.
+            let dropped: Vec<_> = {
+                let (mut queue, now) = (lock(&self.queue), Instant::now());
+                std::iter::from_fn(|| queue.dropped(now)).take(GIVEN_UP_AT_ONCE).collect()
+            };
+            dropped.iter().for_each(|ended| self.report(ended, None));
+            count += dropped.len();
+            if dropped.len() < GIVEN_UP_AT_ONCE {
+                self.changed.notify_one();
+                return count;
+            }
+        }
     }
 
     /// The process begins to end: has the next attempt made at once, to see whether the app is still there.

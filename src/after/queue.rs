@@ -28,6 +28,8 @@ pub struct Queue<P> {
     shares: Vec<(usize, usize)>,
     bytes: usize,
     pace: Pace,
+    /// Those before it were dropped by hand.
+    dropped_before: u64,
     closed: bool,
 }
 
@@ -43,8 +45,6 @@ struct Entry<P> {
     /// When the last attempt began.
     begun: Instant,
     state: State,
-    /// It is not repeated any more, because the queue was emptied.
-    dropped: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +120,7 @@ impl<P> Queue<P> {
             shares: vec![(0, 0); PLACES],
             bytes: 0,
             pace: Pace::new(bounds.in_flight),
+            dropped_before: 0,
             closed: false,
         }
     }
@@ -155,7 +156,6 @@ impl<P> Queue<P> {
             attempts: 0,
             begun: now,
             state: State::Waits,
-            dropped: false,
         };
         self.expiring.insert((entry.expires(), number));
         if self.is_first(number, key) {
@@ -228,7 +228,7 @@ impl<P> Queue<P> {
             Attempt::Unsure => Some(Loss::Unsure),
         };
         let given_up = given_up.filter(|_| entry.after.redeliver == Redeliver::WhenNotTaken);
-        let dropped = Some(Loss::Dropped).filter(|_| entry.dropped);
+        let dropped = Some(Loss::Dropped).filter(|_| number < self.dropped_before);
         let expired = Some(Loss::Expired).filter(|_| now >= entry.expires());
         if let Some(loss) = given_up.or(dropped).or(expired) {
             return Some(self.end(number, Err(loss), now));
@@ -252,16 +252,17 @@ impl<P> Queue<P> {
         (at <= now).then(|| self.end(number, Err(Loss::Expired), now))
     }
 
-    /// Gives up all that are not being sent; those that are, are not repeated.
-    pub fn drop_all(&mut self, now: Instant) -> Vec<Ended<P>> {
-        let mut waiting = Vec::new();
-        for (number, entry) in &mut self.events {
-            entry.dropped = true;
-            if !matches!(entry.state, State::Sent(_)) {
-                waiting.push(*number);
-            }
-        }
-        waiting.into_iter().map(|number| self.end(number, Err(Loss::Dropped), now)).collect()
+    /// Gives up all that there are now; those that are being sent are not repeated. See [`Queue::dropped`].
+    pub fn drop_all(&mut self) {
+        self.dropped_before = self.next;
+    }
+
+    /// The next event that was dropped and is not being sent. Call it until it returns `None`.
+    pub fn dropped(&mut self, now: Instant) -> Option<Ended<P>> {
+        let mut dropped = self.events.range(..self.dropped_before);
+        let (number, _) = dropped.find(|(_, entry)| !matches!(entry.state, State::Sent(_)))?;
+        let number = *number;
+        Some(self.end(number, Err(Loss::Dropped), now))
     }
 
     /// Gives up all, and takes no more: the process ends.

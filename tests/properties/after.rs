@@ -185,7 +185,8 @@ impl Model {
             Step::Pass(millis) => self.now += Duration::from_millis(millis),
             Step::Pause(command) => self.paused = command,
             Step::Empty => {
-                for ended in self.queue.drop_all(self.now) {
+                self.queue.drop_all();
+                while let Some(ended) = self.queue.dropped(self.now) {
                     assert_eq!(ended.end, Err(Loss::Dropped));
                     self.ended(&ended);
                 }

@@ -181,6 +181,8 @@ async fn an_event_waits_for_an_app_that_is_away_under_the_plan_of_its_acceptance
     guard.write("policy.yaml", "defaults: {after: {timeout: 8s, keepFor: 1s}}");
     guard.wait_for_log(|line| line.contains("policy") && line.contains("in force"));
     assert_eq!(guard.metric("callback_guard_after_queue_events"), 20.0);
+    guard.wait_for_metric("callback_guard_held_bytes", 0.0).await;
+    assert!(guard.metric("callback_guard_after_queue_bytes") > 20.0 * 1_024.0, "of its own");
     assert!(guard.metric("callback_guard_after_attempts_total{result=\"not-reached\"}") >= 1.0);
     let (_, page) = guard.admin("/");
     assert!(page.contains("20 events in the queue") && page.contains("last error"), "{page}");

@@ -192,7 +192,8 @@ fn emptying_the_queue_gives_up_what_waits_and_repeats_nothing_that_is_under_way(
     let mut queue = queue(Bounds { in_flight: 2, ..BOUNDS });
     (0..4).for_each(|number| queue.accept(event(number, ONLINE), now).expect("room"));
     let starts = start_all(&mut queue, now);
-    let dropped = queue.drop_all(now);
+    queue.drop_all();
+    let dropped: Vec<_> = std::iter::from_fn(|| queue.dropped(now)).collect();
     assert_eq!(
         dropped.iter().map(|ended| (*ended.payload, ended.end)).collect::<Vec<_>>(),
         [(2, Err(Loss::Dropped)), (3, Err(Loss::Dropped))]
