@@ -708,8 +708,9 @@ fn the_document_for_app_developers_is_what_the_catalogue_says() {
          To refuse: `actionCode` 0, `nextCode` 1, `errCode` 5000 to 9999, and the texts for the user in `errMsg` and `errDlt`.\n\
          OpenIM looks at nothing else: not at the HTTP status, and at `errCode` only of a refusal. The codes are numbers,\n\
          never strings. What is wrong with an answer, and what the guard makes of it: [findings.md](findings.md).\n\n\
-         After-commands are listed in [causes-and-commands.md](causes-and-commands.md): nobody reads their answer, so answer at\n\
-         once and work later.\n",
+         After-commands are listed in [causes-and-commands.md](causes-and-commands.md): OpenIM reads no answer to them, and the\n\
+         guard delivers them in the background. Answer 2xx when you have the event, 503 or 429 to get it again later, and another\n\
+         status to refuse it ([after.md](after.md)).\n",
     );
     text.push_str(OF_ALL_ANSWERS);
     for entry in catalogue.iter().filter(|entry| entry["kind"] == "before") {

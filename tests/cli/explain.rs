@@ -88,6 +88,29 @@ fn messages_of_users_and_notifications_and_msg_from_are_told_as_the_policy_calls
 }
 
 #[test]
+fn an_event_is_delivered_in_the_background_unless_the_policy_says_inline() {
+    let body = callback(json!({"callbackCommand": "callbackAfterSendSingleMsgCommand", "sendID": "u"}));
+    let json = explained(&body, 0);
+    let delivery = json!({
+        "timeoutMs": 15_000, "keepForMs": 300_000, "redeliver": "WhenNotTaken", "order": "None", "paused": false,
+    });
+    assert_eq!((&json["delivery"], &json["answer"]), (&delivery, &json!({"verdict": "allow"})));
+    assert!(json["deadlineMs"].is_null() && json["fallbacks"].is_null(), "{json}");
+    let folder = Folder::new();
+    folder.write("policy.yaml", "defaults: {after: {keepFor: 10m, order: Key}}");
+    folder.write("inline.yaml", "defaults: {after: {delivery: Inline}}");
+    folder.write("callback.json", &body);
+    let text = folder.run("explain --policy policy.yaml --callback callback.json").code(0).out;
+    assert!(
+        text.contains("answer     allow, at once\ndelivery   in the background, after the one before"),
+        "{text}"
+    );
+    assert!(text.contains("kept for 10m"), "{text}");
+    let text = folder.run("explain --policy inline.yaml --callback callback.json").code(0).out;
+    assert!(text.contains("deadline ") && !text.contains("in the background"), "{text}");
+}
+
+#[test]
 fn a_callback_that_would_be_rejected_is_told_with_its_cause() {
     for (body, cause) in [("{\"callbackCommand\":5}", "command"), ("[]", "body"), ("{", "body")] {
         assert_eq!(explained(body, 1)["rejected"]["cause"], cause, "{body}");
