@@ -76,7 +76,7 @@ impl After {
 pub(super) fn read(table: &Table<'_>, after: &mut After, findings: &mut Findings) {
     let Some(field) = table.section("after") else { return };
     let Some(keys) = Table::read(field, &KEYS, Keys::Fields, findings) else { return };
-    let delivery = keys.get("delivery").and_then(|field| field.choice(&Delivery::ALL, findings));
+    let delivery = keys.get("delivery").and_then(|field| field.choice(Delivery::ALL, findings));
     after.delivery = delivery.unwrap_or(after.delivery);
     let mut between = |key, (least, most)| {
         keys.get(key).and_then(|field| field.duration(least, Some((most, "")), findings))
@@ -84,9 +84,9 @@ pub(super) fn read(table: &Table<'_>, after: &mut After, findings: &mut Findings
     after.timeout = between("timeout", TIMEOUT_RANGE).unwrap_or(after.timeout);
     let keep_for = between("keepFor", KEEP_FOR_RANGE);
     after.keep_for = keep_for.unwrap_or(after.keep_for);
-    let redeliver = keys.get("redeliver").and_then(|field| field.choice(&Redeliver::ALL, findings));
+    let redeliver = keys.get("redeliver").and_then(|field| field.choice(Redeliver::ALL, findings));
     after.redeliver = redeliver.unwrap_or(after.redeliver);
-    let order = keys.get("order").and_then(|field| field.choice(&Order::ALL, findings));
+    let order = keys.get("order").and_then(|field| field.choice(Order::ALL, findings));
     after.order = order.unwrap_or(after.order);
     if let (Some(keep_for), Some(field)) = (keep_for, keys.get("keepFor")) {
         long_keeping(keep_for, field, findings);
