@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn a_pattern_for_every_after_command_that_misses_the_revoke_is_warned_of() {
         let of = |commands: &str| {
-            warnings(&format!("rules: [{{match: {{commands: [{commands}]}}, timeout: 50ms}}]"))
+            warnings(&format!("rules: [{{match: {{commands: [{commands}]}}, after: {{timeout: 50ms}}}}]"))
         };
         for commands in
             ["'callbackAfter*'", "'callbackAfter*Command'", "callbackBeforeAddFriendCommand, 'c*kAfter*'"]
@@ -358,7 +358,7 @@ mod tests {
         ] {
             assert_eq!(of(commands), [], "{commands}");
         }
-        assert_eq!(warnings("rules: [{match: {phase: [After]}, timeout: 50ms}]"), []);
+        assert_eq!(warnings("rules: [{match: {phase: [After]}, after: {timeout: 50ms}}]"), []);
     }
 
     #[test]

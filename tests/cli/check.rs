@@ -59,6 +59,25 @@ fn a_policy_with_slow_patterns_is_fine_with_a_warning() {
 }
 
 #[test]
+fn what_has_no_effect_on_events_and_what_the_queue_is_too_small_for_is_a_warning() {
+    let folder = Folder::new();
+    folder.write(
+        "FILE",
+        "defaults: {after: {keepFor: 1h}}\nrules:\n  - match: {phase: [After]}\n    timeout: 50ms\n",
+    );
+    let ran = folder.run("check FILE").code(0).out_has("0 problems, 2 warnings\n");
+    let ran = ran.err_has("FILE:1:29: warning: defaults.after.keepFor: Small queue: the 10000 events");
+    ran.err_has(
+        "FILE:4:14: warning: rules[0].timeout: No effect: events of after-commands are delivered in the",
+    );
+    folder.write(
+        "FILE",
+        "defaults: {after: {keepFor: 10m}}\nrules: [{match: {phase: [Before]}, timeout: 50ms}]\n",
+    );
+    folder.run("check FILE").code(0).out_has("0 problems, 0 warnings\n");
+}
+
+#[test]
 fn what_a_policy_probably_does_not_mean_is_a_warning_with_its_place_and_what_to_write() {
     let folder = Folder::new();
     folder.write(
@@ -67,7 +86,7 @@ fn what_a_policy_probably_does_not_mean_is_a_warning_with_its_place_and_what_to_
   - match: {commands: [callbackBeforeSned*]}
     timeout: 1s
   - match: {commands: [\"callbackAfter*\"]}
-    timeout: 50ms
+    after: {timeout: 50ms}
   - match: {commands: [callbackBeforeSendGroupMsgCommand]}
     fallback: Deny
 ",
@@ -88,7 +107,7 @@ fn what_a_policy_probably_does_not_mean_is_a_warning_with_its_place_and_what_to_
   - match: {commands: [\"callbackBeforeSend*\"]}
     timeout: 1s
   - match: {phase: [After]}
-    timeout: 50ms
+    after: {timeout: 50ms}
 ",
     );
     folder.run("check FILE").code(0).err("").out_has("0 problems, 0 warnings\n");
