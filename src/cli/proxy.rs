@@ -391,6 +391,8 @@ impl End<'_> {
         if !after::is_remote(&config.upstream) {
             wait(latest_cut, delivered).await;
         }
+        // Before the workers end, and with them what they are sending.
+        self.deliveries.close();
         drain.advance(Stage::Over, Instant::now());
         if cut_short {
             wait(Instant::now() + LAST_WRITES, || metrics.connections() == 0).await;

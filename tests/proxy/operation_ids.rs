@@ -97,7 +97,7 @@ async fn an_empty_header_is_filled_with_the_body_s_id_and_an_empty_body_leaves_t
 #[tokio::test]
 async fn an_id_is_made_up_for_an_empty_header_and_not_for_one_that_is_missing() {
     let app = App::allowing();
-    let guard = Guard::with("").upstream(&app).start();
+    let guard = Guard::with("defaults: {after: {delivery: Inline}}").upstream(&app).start();
     for mut caller in [Caller::h1(&guard).await, Caller::h2(&guard).await] {
         for empty in [
             Call::new(AFTER).without("operationID").header("operationID", ""),

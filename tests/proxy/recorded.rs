@@ -27,7 +27,7 @@ fn calls() -> Vec<Call> {
 #[tokio::test]
 async fn every_request_that_a_real_server_sent_reaches_the_app_unchanged_and_without_a_finding() {
     let app = App::allowing();
-    let guard = Guard::with("").upstream(&app).start();
+    let guard = Guard::with("defaults: {after: {delivery: Inline}}").upstream(&app).start();
     let mut caller = Caller::h2(&guard).await;
     let calls = calls();
     assert_eq!(calls.len(), 71);
@@ -44,7 +44,7 @@ async fn every_request_that_a_real_server_sent_reaches_the_app_unchanged_and_wit
 #[tokio::test]
 async fn the_notifications_among_them_are_those_that_a_policy_calls_so() {
     let app = App::allowing();
-    let policy = "rules: [{name: notifications, match: {messages: Notifications}}, {name: users, match: {messages: Users}}]";
+    let policy = "defaults: {after: {delivery: Inline}}\nrules: [{name: notifications, match: {messages: Notifications}}, {name: users, match: {messages: Users}}]";
     let guard = Guard::with(policy).upstream(&app).start();
     let mut caller = Caller::h2(&guard).await;
     let mut seen = [0; 3];
