@@ -347,8 +347,14 @@ fn connecting(to: std::net::SocketAddr, stopped: Arc<AtomicBool>) -> std::thread
 #[tokio::test]
 async fn those_that_go_on_connecting_keep_the_listener_open_no_longer_and_get_no_more_places() {
     const PLACES: f64 = 50.0;
-    let guard = Guard::with("").flag("--max-connections", PLACES.to_string());
+    // A callback in progress keeps the process, so that it can be asked after its listener is closed.
+    let app = App::start(|_| vec![Act::Silence]);
+    let guard = Guard::with("defaults: {callerTimeout: 15s, timeout: 4s}").upstream(&app);
+    let guard = guard.flag("--max-connections", PLACES.to_string());
     let guard = guard.flag("--drain-delay", "300ms").flag("--drain-timeout", "5s").start();
+    let mut caller = Caller::h1(&guard).await;
+    let answer = tokio::spawn(caller.begin(&Call::new(COMMAND)));
+    app.wait_for_asked(1).await;
     let stop = Arc::<AtomicBool>::default();
     let flood: Vec<_> = (0..2).map(|_| connecting(guard.listen(), Arc::clone(&stop))).collect();
     guard.wait_for_metric("callback_guard_connections", PLACES).await;
@@ -371,6 +377,8 @@ async fn those_that_go_on_connecting_keep_the_listener_open_no_longer_and_get_no
     assert!(closed >= Duration::from_millis(300), "{closed:?}");
     // One more waits for a place when the listener closes, one in the queue that gets none is about to be closed.
     assert!(most <= PLACES + 2.0, "{most} connections");
+    let answer = within("the fallback", answer).await.expect("no panic").expect("an answer");
+    assert_eq!(answer.told(), "allow fallback timeout");
     assert_eq!(guard.wait_exit(), 0);
 }
 
