@@ -12,7 +12,7 @@ fn bad_values(kind: Kind) -> Vec<String> {
     let mut values: Vec<String> = match kind {
         Kind::Port { least: 1 } => vec!["0", "65536", "http"],
         Kind::Port { .. } => vec!["1023", "65536", "+8443", "8443 "],
-        Kind::Count { .. } => vec!["0", "65", "1.5", "-1", "9223372036854775808"],
+        Kind::Count { .. } => vec!["0", "1.5", "-1", "9223372036854775808"],
         Kind::Time { .. } => {
             vec![
                 "5",
@@ -41,6 +41,9 @@ fn bad_values(kind: Kind) -> Vec<String> {
     .into_iter()
     .map(str::to_owned)
     .collect();
+    if let Kind::Count { most, .. } = kind {
+        values.push((most + 1).to_string());
+    }
     // The API server drops a warning with a control character.
     values.extend(["a\u{1b}b", "\u{0}", "\u{1}", "\u{7f}", "\u{85}"].map(str::to_owned));
     values.extend([String::new(), "\n".to_owned(), "'\"\\{}' + string(1)".to_owned(), "x".repeat(10_000)]);
