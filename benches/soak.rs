@@ -440,11 +440,17 @@ fn code_of(answer: &Answer) -> Option<u64> {
     rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
-/// Whether the connection ended before the callback was read. Go sends it again then, without being asked.
+/// Whether the connection ended before the callback was read: also if a GOAWAY without an error names an earlier stream as the last
+/// one (RFC 9113, section 6.8). Go sends it again then, without being asked.
 fn was_not_accepted(error: &(dyn std::error::Error + 'static)) -> bool {
     let early =
         error.downcast_ref::<hyper::Error>().is_some_and(|error| error.is_canceled() || error.is_closed());
-    early || words(error).contains("refused stream before processing")
+    let words = words(error);
+    let unread = [
+        "refused stream before processing",
+        "http2 error: connection error received: not a result of an error",
+    ];
+    early || unread.iter().any(|text| words.contains(text))
 }
 
 /// An error with all its causes.
