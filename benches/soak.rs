@@ -143,7 +143,7 @@ fn measure() -> Result<bool, Failure> {
     Ok(report(&tally, &watched, &deeds, changed?, left))
 }
 
-/// What stands behind this option.
+/// The value of this option; empty if it has none.
 fn option(name: &str) -> Option<String> {
     let mut arguments = env::args().skip_while(|argument| argument != name);
     arguments.next().map(|_| arguments.next().unwrap_or_default())

@@ -66,6 +66,11 @@ pub(crate) fn text(bytes: &[u8]) -> Vec<u8> {
 
 /// The fields that a callback has at least.
 pub(crate) fn callback_fields(target: &str) -> Vec<u8> {
+    callback_fields_by(field, target)
+}
+
+/// The same, each field written by this function.
+pub(crate) fn callback_fields_by(field: impl Fn(&[u8], &[u8]) -> Vec<u8>, target: &str) -> Vec<u8> {
     let pairs: [(&[u8], &[u8]); 6] = [
         (b":method", b"POST"),
         (b":scheme", b"https"),

@@ -7,7 +7,7 @@ use crate::attacker::{Fates, H2};
 use crate::good::KEPT;
 use crate::lab::Lab;
 use crate::setup::Setup;
-use crate::support::frames::{END_HEADERS, END_STREAM, HEADERS, frame, indexed_field};
+use crate::support::frames::{END_HEADERS, END_STREAM, HEADERS, callback_fields_by, frame, indexed_field};
 
 /// Connections, each from an address of its own.
 const CONNECTIONS: u8 = 60;
@@ -17,16 +17,7 @@ const CALLBACKS: u32 = 200;
 
 /// Puts the fields of a callback into the table of a new connection: the last has the index 62.
 fn first() -> Vec<u8> {
-    let path = format!("/{}", crate::good::COMMAND);
-    let pairs: [(&[u8], &[u8]); 6] = [
-        (b":method", b"POST"),
-        (b":scheme", b"https"),
-        (b":path", path.as_bytes()),
-        (b":authority", b"localhost"),
-        (b"operationid", b"1"),
-        (b"content-type", b"application/json"),
-    ];
-    pairs.iter().flat_map(|(name, value)| indexed_field(name, value)).collect()
+    callback_fields_by(indexed_field, &format!("/{}", crate::good::COMMAND))
 }
 
 /// Bursts twice a second.
